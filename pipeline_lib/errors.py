@@ -1,0 +1,74 @@
+"""Every exception of the pipeline, one class for each different thing that a caller can do about it.
+
+    PipelineError
+    ├── SettingsError          a setting is missing or wrong: correct it
+    ├── InstallError           something the machine must have is missing or differs: install it
+    ├── ServiceError           a local service does not start or stop: read its log
+    ├── UnavailableError       Kafka, PostgreSQL or the feed does not answer: wait, and try again   (retriable)
+    ├── FeedError              the feed refuses us for good: a wrong key, no access
+    ├── TapeError              a tape cannot be read
+    ├── MessageError           a message breaks the contract of the topic: it becomes a dead letter
+    ├── TopicError             the topic is not what the stored offsets were made from
+    ├── SchemaError            the tables are not what this program creates
+    ├── OffsetsMovedError      another writer has advanced the offsets: recompute the batch       (retriable)
+    └── AlreadyRunningError    another stream or service holds what this one needs
+
+`retriable` is a fact of the class: code that tries again asks it, and nothing else. The text of each is one line: what
+could not be done, a colon, what was found, and the way out.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """The base of all: catching it catches what this library can foresee."""
+
+    retriable = False
+
+
+class SettingsError(PipelineError):
+    """A setting is missing, malformed, or contradicts another."""
+
+
+class InstallError(PipelineError):
+    """Java, a jar, a package or space on the disk is missing, or a jar has another checksum than the one on record."""
+
+
+class ServiceError(PipelineError):
+    """A service that we run on this machine could not be started or stopped."""
+
+
+class UnavailableError(PipelineError):
+    """A broker, a server or a feed does not answer for now."""
+
+    retriable = True
+
+
+class FeedError(PipelineError):
+    """The feed refuses for good, until a person changes something."""
+
+
+class TapeError(PipelineError):
+    """A tape is missing, or is in no format that can be read."""
+
+
+class MessageError(PipelineError):
+    """A message breaks the contract of the topic. Its text is the reason kept with the dead letter."""
+
+
+class TopicError(PipelineError):
+    """The topic is absent, or is another one than the stored offsets belong to."""
+
+
+class SchemaError(PipelineError):
+    """The tables differ from the ones that this program creates, or belong to another topic or window."""
+
+
+class OffsetsMovedError(PipelineError):
+    """The stored offsets are not the ones that this batch was filtered by, so merging it would count twice."""
+
+    retriable = True
+
+
+class AlreadyRunningError(PipelineError):
+    """What this process needs for itself alone is held by another."""

@@ -1,0 +1,232 @@
+"""The tick and its JSON: the contract of the topic, and the grammar that stands nowhere else.
+
+The types of :class:`Tick` are the grammar. :func:`decode_tick` applies them with msgspec; ``bars.parse_ticks`` builds the
+same rules into Spark from the constants of this module, and a differential test holds the two together. This is also the
+one place that knows Finnhub's one-letter names.
+
+The rows that travel from the stream to the tables (:class:`PartialBar`, :class:`DeadLetter`, :class:`Batch`) are here
+too, because stages share records and never import each other.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from pipeline_lib.errors import MessageError
+
+SCHEMA_VERSION = 1
+
+# Jackson, which parses for Spark, refuses numbers of more than 1,000 digits: in a shorter message there are none.
+# A full quote with conditions has about 500 bytes.
+MAX_MESSAGE_BYTES = 1_000
+
+# Spark reads a JSON number, true, false, null, an object or an array into a string without complaint. No symbol and no
+# id may look like one of those, so that what is read as text was text.
+SYMBOL_PATTERN = r"^(?![0-9][0-9.eE+-]*$)[A-Z0-9^][A-Za-z0-9.:^=_/#-]{0,31}$"
+ID_PATTERN = r"^[a-z][a-z0-9]*-[!#-\[\]-~]{1,90}$"
+CONDITION_PATTERN = r"^[ !#-\[\]-~]{0,16}$"
+MAX_CONDITIONS = 16
+
+MAX_PRICE = 1e9  # a guess; Berkshire's A share is below 1e6, some crypto and currency pairs are above
+MAX_VOLUME = 1e12  # a guess; more than all the shares of any company
+# 2000-01-01 and 2100-01-01 in epoch milliseconds: catches seconds sent for milliseconds, and fits every timestamp type.
+MIN_TIME = 946_684_800_000
+MAX_TIME = 4_102_444_800_000
+
+KINDS = ("trade", "quote")
+SOURCES = ("finnhub-rest", "finnhub-ws", "replay", "simulated")
+REPEATS = ("unchanged", "suspected")
+
+Price = Annotated[float, Meta(gt=0, le=MAX_PRICE)]
+Millis = Annotated[int, Meta(ge=MIN_TIME, le=MAX_TIME)]
+Number = Annotated[float, Meta(ge=-MAX_VOLUME, le=MAX_VOLUME)]
+
+
+class Tick(msgspec.Struct, frozen=True, kw_only=True):
+    """One observation of a price, and exactly one message of the topic.
+
+    Times are epoch milliseconds UTC. ``event_time`` is the exchange's, ``receipt_time`` is when this pipeline first saw
+    the tick. ``repeat`` is set by the source: ``"unchanged"`` for a poll that brought no news, ``"suspected"`` for a
+    trade that looks like one delivered before.
+    """
+
+    schema: Literal[1]
+    id: Annotated[str, Meta(pattern=ID_PATTERN)]
+    kind: Literal["trade", "quote"]
+    symbol: Annotated[str, Meta(pattern=SYMBOL_PATTERN)]
+    price: Price
+    volume: Annotated[float, Meta(ge=0, le=MAX_VOLUME)] | None
+    event_time: Millis
+    receipt_time: Millis
+    source: Literal["finnhub-rest", "finnhub-ws", "replay", "simulated"]
+    conditions: Annotated[list[Annotated[str, Meta(pattern=CONDITION_PATTERN)]], Meta(max_length=MAX_CONDITIONS)] | None = None
+    repeat: Literal["unchanged", "suspected"] | None = None
+    day_open: Number | None = None
+    day_high: Number | None = None
+    day_low: Number | None = None
+    previous_close: Number | None = None
+    change: Number | None = None
+    percent_change: Number | None = None
+
+
+_encoder = msgspec.json.Encoder()
+_decoder = msgspec.json.Decoder(Tick)
+
+
+def encode_tick(tick: Tick) -> bytes:
+    """Return the tick as the bytes of one JSON object, fields in the order of the contract."""
+    return _encoder.encode(tick)
+
+
+def encode_key(symbol: str) -> bytes:
+    """Return the Kafka key of a symbol: its UTF-8 bytes."""
+    return symbol.encode()
+
+
+def decode_tick(value: bytes | None, key: bytes | None) -> Tick:
+    """Return the tick that a message holds.
+
+    Raises MessageError, with the reason that is kept with the dead letter, if the message breaks the contract.
+    """
+    if value is None:
+        raise MessageError("no value: a tombstone is not a tick")
+    if len(value) > MAX_MESSAGE_BYTES:
+        raise MessageError(f"too large: {len(value)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
+    try:
+        # Decoding to str first refuses bytes that are not UTF-8 in fields nobody reads, too.
+        tick = _decoder.decode(str(value, "utf-8"))
+    except UnicodeDecodeError as error:
+        raise MessageError(f"not UTF-8: byte {error.start}") from None
+    except msgspec.ValidationError as error:
+        raise MessageError(f"not a tick: {error}") from None
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise MessageError(f"not JSON: {error}") from None
+    if tick.kind == "trade" and tick.volume is None:
+        raise MessageError("not a tick: a trade has no volume")
+    if tick.kind == "quote" and tick.volume is not None:
+        raise MessageError("not a tick: a quote has a volume")
+    if key is None:
+        raise MessageError("no key: the key is the symbol")
+    if key != tick.symbol.encode():
+        raise MessageError("wrong key: the key is not the symbol")
+    return tick
+
+
+def check_tick(tick: Tick) -> Tick:
+    """Return the tick itself if it keeps the contract; raises MessageError if not.
+
+    msgspec checks types when it decodes, not when a struct is made, so what a source makes is checked here before it is
+    published.
+    """
+    return decode_tick(encode_tick(tick), tick.symbol.encode())
+
+
+def tick_from_quote(symbol: str, quote: dict[str, Any], *, id: str, receipt_time: int, repeat: Literal["unchanged"] | None = None) -> Tick:
+    """Return the tick of a Finnhub quote: c price, o h l of the day, pc previous close, d dp change, t epoch seconds.
+
+    Raises MessageError if the quote has no price or time, as an unknown symbol's has (all zeros).
+    Source: finnhub.io/docs/api/quote.
+    """
+    price, seconds = quote.get("c"), quote.get("t")
+    if not isinstance(price, int | float) or not price > 0 or not isinstance(seconds, int | float) or not seconds > 0:
+        raise MessageError(f"no quote for {symbol}: c is {price!r}, t is {seconds!r}")
+    return check_tick(
+        Tick(
+            schema=SCHEMA_VERSION,
+            id=id,
+            kind="quote",
+            symbol=symbol,
+            price=float(price),
+            volume=None,
+            event_time=int(seconds * 1000),
+            receipt_time=receipt_time,
+            source="finnhub-rest",
+            repeat=repeat,
+            day_open=quote.get("o"),
+            day_high=quote.get("h"),
+            day_low=quote.get("l"),
+            previous_close=quote.get("pc"),
+            change=quote.get("d"),
+            percent_change=quote.get("dp"),
+        )
+    )
+
+
+class Message(NamedTuple):
+    """One message of the topic as it lies there. ``timestamp`` is the broker's clock, epoch milliseconds."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+
+
+class PartialBar(NamedTuple):
+    """What one partition of one micro-batch adds to one bar. Prices in the symbol's currency, times in epoch ms.
+
+    ``square_deviation`` is the sum of squared deviations from ``mean_price``. ``open_*`` and ``close_*`` say which
+    message gave open and close. ``tick_count`` leaves out unchanged polls, which are in ``poll_count``.
+    """
+
+    symbol: str
+    window_start: int
+    window_end: int
+    partition: int
+    open: float
+    high: float
+    low: float
+    close: float
+    volume: float
+    notional: float
+    tick_count: int
+    trade_count: int
+    poll_count: int
+    mean_price: float | None
+    square_deviation: float
+    open_time: int
+    open_offset: int
+    close_time: int
+    close_offset: int
+    max_receipt_time: int
+
+
+class DeadLetter(NamedTuple):
+    """A message that is not a tick: where it lies, why it was refused, and its bytes up to a stated size."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    reason: str
+    key: bytes | None
+    value: bytes | None
+    value_length: int | None
+    value_sha256: bytes | None
+
+
+class PartitionCount(NamedTuple):
+    """What one micro-batch consumed of one partition: ``good + dead`` messages, none at or after ``next_offset``."""
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    good: int
+    dead: int
+
+
+class Batch(NamedTuple):
+    """All that one micro-batch commits, in one transaction."""
+
+    batch_id: int
+    run_id: str
+    started_at: dt.datetime
+    filtered_by: dict[int, int]
+    bars: list[PartialBar]
+    counts: list[PartitionCount]
+    dead_letters: Any  # an iterable of DeadLetter, read once, in bounded pieces
+    aggregate_ms: int
+    previous_progress: str | None = None
