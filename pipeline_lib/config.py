@@ -60,8 +60,10 @@ class Settings(BaseSettings):
     symbols: Annotated[tuple[str, ...], NoDecode] = DEFAULT_SYMBOLS
     source: Literal["auto", "simulated", "replay", "finnhub"] = "auto"
     simulated_rate: float = Field(default=50.0, gt=0, le=100_000)
+    simulated_seed: int = Field(default=7, ge=0, lt=2**32)
     tape: Path | None = None
     speed: Literal["1", "60", "max"] = "1"
+    move_to_now: bool = False
     kafka_bootstrap_servers: str | None = None
     kafka_topic: str = Field(default="stock-market-data", pattern=r"^[A-Za-z0-9._-]{1,200}$")
     database_url: SecretStr | None = None

@@ -87,10 +87,10 @@ def encode_key(symbol: str) -> bytes:
     return symbol.encode()
 
 
-def decode_tick(value: bytes | None, key: bytes | None) -> Tick:
-    """Return the tick that a message holds.
+def decode_value(value: bytes | None) -> Tick:
+    """Return the tick that a message's value holds, or a line of a tape.
 
-    Raises MessageError, with the reason that is kept with the dead letter, if the message breaks the contract.
+    Raises MessageError, with the reason that is kept with the dead letter, if the value breaks the contract.
     """
     if value is None:
         raise MessageError("no value: a tombstone is not a tick")
@@ -105,10 +105,31 @@ def decode_tick(value: bytes | None, key: bytes | None) -> Tick:
         raise MessageError(f"not a tick: {error}") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise MessageError(f"not JSON: {error}") from None
+    return _check_kind(tick)
+
+
+def tick_from_fields(fields: dict[str, Any]) -> Tick:
+    """Return the tick that has these fields, as a row of a table gives them; raises MessageError if they break the contract."""
+    try:
+        return _check_kind(msgspec.convert(fields, Tick))
+    except msgspec.ValidationError as error:
+        raise MessageError(f"not a tick: {error}") from None
+
+
+def _check_kind(tick: Tick) -> Tick:
     if tick.kind == "trade" and tick.volume is None:
         raise MessageError("not a tick: a trade has no volume")
     if tick.kind == "quote" and tick.volume is not None:
         raise MessageError("not a tick: a quote has a volume")
+    return tick
+
+
+def decode_tick(value: bytes | None, key: bytes | None) -> Tick:
+    """Return the tick that a message holds.
+
+    Raises MessageError, with the reason that is kept with the dead letter, if the message breaks the contract.
+    """
+    tick = decode_value(value)
     if key is None:
         raise MessageError("no key: the key is the symbol")
     if key != tick.symbol.encode():
@@ -132,7 +153,7 @@ def tick_from_quote(symbol: str, quote: dict[str, Any], *, id: str, receipt_time
     Source: finnhub.io/docs/api/quote.
     """
     price, seconds = quote.get("c"), quote.get("t")
-    if not isinstance(price, int | float) or not price > 0 or not isinstance(seconds, int | float) or not seconds > 0:
+    if not isinstance(price, int | float) or not price > 0 or not isinstance(seconds, int | float) or not 0 < seconds < MAX_TIME:
         raise MessageError(f"no quote for {symbol}: c is {price!r}, t is {seconds!r}")
     return check_tick(
         Tick(
