@@ -251,3 +251,35 @@ class Batch(NamedTuple):
     dead_letters: Any  # an iterable of DeadLetter, read once, in bounded pieces
     aggregate_ms: int
     previous_progress: str | None = None
+
+
+class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What the feed says of itself, as one message of the status topic. Times are epoch milliseconds.
+
+    ``state`` is one of running, waiting, stopped; ``detail`` is for people: which source, why, how fast.
+    """
+
+    state: Literal["running", "waiting", "stopped"]
+    source: str
+    detail: str
+    since: int
+    at: int
+    acknowledged: int = 0
+
+
+def status_topic(topic: str) -> str:
+    """Return the name of the topic that carries the feed's state: "stock-market-status" for "stock-market-data"."""
+    return topic.removesuffix("-data") + "-status"
+
+
+def encode_status(status: FeedStatus) -> bytes:
+    """Return the status as the bytes of one JSON object."""
+    return _encoder.encode(status)
+
+
+def decode_status(value: bytes | None) -> FeedStatus:
+    """Return the status that a message holds. Raises MessageError if it holds none."""
+    try:
+        return msgspec.json.decode(value or b"", type=FeedStatus)
+    except msgspec.DecodeError as error:
+        raise MessageError(f"not a feed status: {error}") from None

@@ -1,0 +1,203 @@
+"""The producer: ticks into the topic, each counted until the broker has acknowledged it.
+
+kafka-python's `flush` does not say that a message was delivered, and its buffer has no bound; only a send's future tells.
+So every future is kept until it is done, their number is bounded, and what failed for a reason that may pass is sent
+again with the same id. It is not a source: ticks come from an iterator. Called by the command line and the notebooks.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+from kafka import KafkaProducer
+from kafka import errors as kafka_errors
+
+from pipeline_lib.errors import PipelineError, UnavailableError
+from pipeline_lib.records import FeedStatus, Tick, encode_key, encode_status, encode_tick
+
+# Bounds the memory of what is not yet acknowledged: about 20 MB of messages and futures.
+MAX_IN_FLIGHT = 20_000
+
+# How long one message may take from send to acknowledgement before it is sent again: Kafka's own default.
+DELIVERY_TIMEOUT_MS = 120_000
+
+# Full batches matter at full speed, where 5 ms fill one; a live tick waits for at most this long.
+LINGER_MS = 5
+BATCH_BYTES = 128 * 1024
+
+STATUS_SECONDS = 2.0
+PROGRESS_SECONDS = 0.2
+
+
+class PublishReport(NamedTuple):
+    """What became of the ticks: every one sent is acknowledged, failed, or still in flight."""
+
+    sent: int
+    acknowledged: int
+    failed: int
+    resent: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Acknowledged ticks per second."""
+        return self.acknowledged / self.seconds if self.seconds > 0 else 0.0
+
+    def __str__(self) -> str:
+        failed = f", {self.failed:,} failed" if self.failed else ""
+        resent = f", {self.resent:,} sent again" if self.resent else ""
+        return f"{self.sent:,} sent, {self.acknowledged:,} acknowledged{failed}{resent}, {self.rate:,.0f} ticks/s"
+
+
+class Producer:
+    """Publishes to one topic, idempotent and acknowledged by all replicas. Use it as a context manager."""
+
+    def __init__(self, servers: str, topic: str) -> None:
+        self.topic = topic
+        self._started = time.monotonic()
+        self._sent = self._acknowledged = self._failed = self._resent = 0
+        self._in_flight: deque[tuple[Any, bytes, bytes]] = deque()
+        try:
+            self._kafka = KafkaProducer(
+                bootstrap_servers=servers.split(","),
+                bootstrap_timeout_ms=10_000,
+                enable_idempotence=True,
+                acks="all",
+                linger_ms=LINGER_MS,
+                batch_size=BATCH_BYTES,
+                delivery_timeout_ms=DELIVERY_TIMEOUT_MS,
+                allow_auto_create_topics=False,
+                max_request_size=1024 * 1024,
+            )
+        except kafka_errors.KafkaError as error:
+            raise UnavailableError(f"cannot publish to Kafka at {servers}: {error}; is it running? (`stocks status`)") from error
+
+    def publish(self, tick: Tick) -> None:
+        """Accept a tick: from here on it is sent until it is acknowledged, or counted as failed.
+
+        Waits while the bound of unacknowledged messages is reached. Raises PipelineError for a failure that another try
+        cannot mend, such as a missing right.
+        """
+        self._sent += 1
+        self._send(encode_key(tick.symbol), encode_tick(tick))
+
+    def _send(self, key: bytes, value: bytes) -> None:
+        self._in_flight.append((self._kafka.send(self.topic, key=key, value=value), key, value))
+        while self._in_flight and (self._in_flight[0][0].is_done or len(self._in_flight) > MAX_IN_FLIGHT):
+            self._settle(*self._in_flight.popleft())
+
+    def _settle(self, future: Any, key: bytes, value: bytes) -> None:
+        try:
+            future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 10)
+            self._acknowledged += 1
+        except kafka_errors.KafkaError as error:
+            # A producer fenced off or without rights stays so; all else, time-outs and lost leaders, may pass.
+            if isinstance(error, kafka_errors.AuthorizationError | kafka_errors.MessageSizeTooLargeError):
+                self._failed += 1
+                raise PipelineError(f"cannot publish to {self.topic!r}: {error}; check the topic and the rights of this user") from error
+            self._resent += 1
+            self._in_flight.append((self._kafka.send(self.topic, key=key, value=value), key, value))
+
+    def flush(self) -> None:
+        """Wait until every accepted tick is acknowledged."""
+        self._kafka.flush()
+        while self._in_flight:
+            self._settle(*self._in_flight.popleft())
+
+    def send_status(self, topic: str, status: FeedStatus) -> None:
+        """Send the feed's state to the status topic; the next one replaces it, so nobody waits for this one."""
+        self._kafka.send(topic, value=encode_status(status))
+
+    @property
+    def report(self) -> PublishReport:
+        """The counts up to now."""
+        return PublishReport(self._sent, self._acknowledged, self._failed, self._resent, time.monotonic() - self._started)
+
+    def close(self) -> None:
+        """Wait for what was accepted, then disconnect."""
+        try:
+            self.flush()
+        finally:
+            self._kafka.close()
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def publish_ticks(producer: Producer, ticks: Iterable[Tick], progress: Callable[[PublishReport], None] | None = None) -> PublishReport:
+    """Return the report of publishing all ticks; `progress` is told it several times a second and at the end.
+
+    An interrupt (Ctrl-C) ends the ticks, not the delivery: what was accepted is acknowledged before this returns.
+    """
+    told = time.monotonic()
+    try:
+        for tick in ticks:
+            producer.publish(tick)
+            if progress and (now := time.monotonic()) - told > PROGRESS_SECONDS:
+                told = now
+                progress(producer.report)
+    except KeyboardInterrupt:
+        pass
+    producer.flush()
+    if progress:
+        progress(producer.report)
+    return producer.report
+
+
+class StatusBeat:
+    """Tells the status topic, every two seconds and from a thread of its own, how the feed is.
+
+    `say` changes what is told; leaving the context tells that the feed has stopped.
+    """
+
+    def __init__(self, producer: Producer, topic: str, source: str, detail: str) -> None:
+        now = _now_ms()
+        self._producer, self._topic = producer, topic
+        self._status = FeedStatus(state="running", source=source, detail=detail, since=now, at=now)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="feed-status", daemon=True)
+
+    def say(self, state: str, detail: str) -> None:
+        """Change what is told of the feed."""
+        since = self._status.since if state == self._status.state else _now_ms()
+        self._status = FeedStatus(state=state, source=self._status.source, detail=detail, since=since, at=_now_ms())  # type: ignore[arg-type]
+
+    def _tell(self) -> None:
+        status = self._status
+        self._producer.send_status(
+            self._topic,
+            FeedStatus(
+                state=status.state,
+                source=status.source,
+                detail=status.detail,
+                since=status.since,
+                at=_now_ms(),
+                acknowledged=self._producer.report.acknowledged,
+            ),
+        )
+
+    def _beat(self) -> None:
+        self._tell()
+        while not self._stopping.wait(STATUS_SECONDS):
+            self._tell()
+
+    def __enter__(self) -> StatusBeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self.say("stopped", self._status.detail)
+        self._tell()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
