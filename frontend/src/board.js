@@ -1,0 +1,103 @@
+// The board: every symbol with its price, change, volume and the age of what is known. A click chooses a symbol.
+import { element, keepDrawing, kernelClock, setText } from "./page.js";
+import * as words from "./words.js";
+
+const FRESH_MS = 15_000; // a guess; above the eight seconds between two polls of eight symbols
+const STALE_MS = 120_000; // a guess; nothing depends on it but the colour
+
+const COLUMNS = [
+  ["Symbol", "sp-symbol"],
+  ["Price", "sp-number"],
+  ["Change", "sp-number"],
+  ["Volume", "sp-number sp-volume"],
+  ["Age", "sp-number sp-age"],
+];
+
+/** "up", "down" or "flat": what the sign on the page shows too. */
+const direction = (change) => (change > 0 ? "up" : change < 0 ? "down" : "flat");
+const ARROWS = { up: "▲", down: "▼", flat: "" };
+
+function makeRow(choose) {
+  const row = element("tr");
+  const cells = COLUMNS.map(([, className]) => element("td", className));
+  const button = element("button", "sp-choose");
+  button.type = "button";
+  cells[0].append(button);
+  const change = element("span", "sp-change");
+  const percent = element("span", "sp-percent");
+  cells[2].append(change, percent);
+  row.append(...cells);
+  row.addEventListener("click", () => choose(button.textContent));
+  return { row, button, price: cells[1], change, percent, volume: cells[3], age: cells[4], shown: undefined };
+}
+
+function flash(cell, was, is) {
+  if (was === undefined || was === is || is == null) return;
+  cell.classList.remove("sp-rose", "sp-fell");
+  void cell.offsetWidth; // restarts the animation
+  cell.classList.add(is > was ? "sp-rose" : "sp-fell");
+}
+
+function fill(parts, quote, now, selected) {
+  const way = direction(quote.change);
+  parts.row.dataset.direction = way;
+  parts.row.dataset.symbol = quote.symbol;
+  parts.row.setAttribute("aria-current", String(quote.symbol === selected));
+  setText(parts.button, quote.symbol);
+  setText(parts.price, words.price(quote.price));
+  flash(parts.price, parts.shown, quote.price);
+  parts.shown = quote.price;
+  setText(parts.change, words.signed(quote.change));
+  setText(parts.percent, quote.change_pct == null ? "" : `${ARROWS[way]} ${words.signed(quote.change_pct)}%`.trim());
+  setText(parts.volume, words.volume(quote.volume));
+  const seen = quote.receipt_time ?? quote.updated_at;
+  const old = seen == null ? null : now - seen;
+  setText(parts.age, words.age(old));
+  parts.age.dataset.freshness = old == null || old > STALE_MS ? "stale" : old > FRESH_MS ? "delayed" : "live";
+  parts.age.title = quote.event_time == null ? "" : `last tick ${words.full(quote.event_time)} New York`;
+}
+
+function render({ model, el }) {
+  el.classList.add("sp-root", "sp-board");
+  const table = element("table");
+  table.append(element("caption", "sp-hidden", "Last price of every symbol"));
+  const head = element("tr");
+  for (const [name, className] of COLUMNS) {
+    const cell = element("th", className, name);
+    cell.scope = "col";
+    head.append(cell);
+  }
+  const top = element("thead");
+  top.append(head);
+  const body = element("tbody");
+  table.append(top, body);
+  const empty = element("p", "sp-empty", "No prices yet.");
+  el.append(table, empty);
+
+  const clock = kernelClock(model);
+  const rows = new Map();
+  const choose = (symbol) => {
+    model.set("selected", symbol);
+    model.save_changes();
+  };
+
+  const draw = () => {
+    const quotes = model.get("rows");
+    const now = clock.now();
+    for (const quote of quotes) {
+      if (!rows.has(quote.symbol)) rows.set(quote.symbol, makeRow(choose));
+      fill(rows.get(quote.symbol), quote, now, model.get("selected"));
+    }
+    const wanted = quotes.map((quote) => rows.get(quote.symbol).row);
+    if (wanted.length !== body.children.length || wanted.some((row, i) => row !== body.children[i])) body.replaceChildren(...wanted);
+    empty.hidden = quotes.length > 0;
+    el.classList.toggle("sp-aged", model.get("aged"));
+  };
+  const stop = keepDrawing(model, ["rows", "selected", "aged", "clock"], draw);
+  return () => {
+    stop();
+    clock.stop();
+  };
+}
+
+export default { render };
