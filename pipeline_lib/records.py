@@ -11,14 +11,15 @@ too, because stages share records and never import each other.
 from __future__ import annotations
 
 import datetime as dt
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Iterable
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import Meta
 
 from pipeline_lib.errors import MessageError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Final = 1
 
 # Jackson, which parses for Spark, refuses numbers of more than 1,000 digits: in a shorter message there are none.
 # A full quote with conditions has about 500 bytes.
@@ -188,16 +189,16 @@ class Message(NamedTuple):
 
 
 class PartialBar(NamedTuple):
-    """What one partition of one micro-batch adds to one bar. Prices in the symbol's currency, times in epoch ms.
+    """What some ticks add to one bar: those of one partition in one micro-batch, or several such merged.
 
-    ``square_deviation`` is the sum of squared deviations from ``mean_price``. ``open_*`` and ``close_*`` say which
-    message gave open and close. ``tick_count`` leaves out unchanged polls, which are in ``poll_count``.
+    Times are epoch milliseconds. ``square_deviation`` is the sum of squared deviations from ``mean_price``. ``tick_count``
+    leaves out unchanged polls, which are in ``poll_count``. The positions of open and close, (event time, partition,
+    offset), are what makes two halves mergeable in any order. ``previous_close`` is the last one that a quote told.
     """
 
     symbol: str
     window_start: int
     window_end: int
-    partition: int
     open: float
     high: float
     low: float
@@ -209,11 +210,14 @@ class PartialBar(NamedTuple):
     poll_count: int
     mean_price: float | None
     square_deviation: float
-    open_time: int
+    first_event_time: int
+    open_partition: int
     open_offset: int
-    close_time: int
+    last_event_time: int
+    close_partition: int
     close_offset: int
-    max_receipt_time: int
+    last_receipt_time: int
+    previous_close: float | None
 
 
 class DeadLetter(NamedTuple):
@@ -240,15 +244,19 @@ class PartitionCount(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """All that one micro-batch commits, in one transaction."""
+    """All that one micro-batch commits, in one transaction.
 
-    batch_id: int
+    ``filtered_by`` are the next offsets whose predecessors were left out before the aggregation. ``dead_letters`` is read
+    once, while the transaction is open. ``previous_progress`` is Spark's own progress, as JSON, of the batch before.
+    """
+
     run_id: str
+    batch_id: int
     started_at: dt.datetime
     filtered_by: dict[int, int]
     bars: list[PartialBar]
     counts: list[PartitionCount]
-    dead_letters: Any  # an iterable of DeadLetter, read once, in bounded pieces
+    dead_letters: Iterable[DeadLetter]
     aggregate_ms: int
     previous_progress: str | None = None
 
