@@ -13,15 +13,12 @@ from itertools import count
 from threading import Event
 
 from pipeline_lib.records import SCHEMA_VERSION, Tick
-from pipeline_lib.sources.clock import Clock
+from pipeline_lib.sources.clock import BURST_SECONDS, Clock
 from pipeline_lib.sources.market_hours import session_at
 from pipeline_lib.sources.market_model import MarketModel, Trades
 
 # The open of the New York session of Monday 2026-01-05: where a bounded run begins if it is not told.
 DEFAULT_START_MS = 1_767_623_400_000
-
-# Live ticks go out when they are due, or up to this much later: at 10,000 a second a wait for each one is impossible.
-BURST_SECONDS = 0.01
 
 # A market that has fallen behind by more than this goes on at now instead of pouring out what it missed: the machine was
 # asleep, or whoever takes the ticks is slower than the rate.
@@ -37,6 +34,8 @@ _CONDITIONS = (["1"], ["1", "12"])
 class SimulatedMarket:
     """Ticks of a market that does not exist: `ticks` of them from `start_ms`, or with None live, until closed."""
 
+    reason = "asked for"
+
     def __init__(
         self,
         symbols: tuple[str, ...],
@@ -45,12 +44,11 @@ class SimulatedMarket:
         rate: float,
         ticks: int | None = None,
         start_ms: int | None = None,
-        reason: str = "asked for",
         report: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
     ) -> None:
         self.name = f"simulated market, seed {seed}, {rate:g} ticks/s"
-        self.reason = reason
+        self.finite = ticks is not None
         self.total = ticks
         self._start_ms = start_ms  # of a bounded run; a live one starts when it is iterated
         self._seed = seed
