@@ -68,7 +68,7 @@ function addSeries(chart) {
   const volumes = chart.addSeries(HistogramSeries, { priceScaleId: "volume", priceFormat: { type: "volume" }, lastValueVisible: false, priceLineVisible: false });
   volumes.priceScale().applyOptions({ scaleMargins: { top: 0.8, bottom: 0 } });
   const candles = chart.addSeries(CandlestickSeries, { priceLineStyle: LineStyle.Dotted });
-  const vwap = chart.addSeries(LineSeries, { lineWidth: 2, lastValueVisible: false, priceLineVisible: false, crosshairMarkerVisible: false });
+  const vwap = chart.addSeries(LineSeries, { lineWidth: 1, lastValueVisible: false, priceLineVisible: false, crosshairMarkerVisible: false });
   return { candles, volumes, vwap };
 }
 
@@ -129,10 +129,14 @@ function render({ model, el }) {
     series.vwap.setData(bars.map(line));
   }
 
-  function drawAll() {
-    const range = chart.timeScale().getVisibleRange();
+  /** Draws all bars anew and keeps the view where it was, measured from the bar that was last before. */
+  function drawAll(before = [...drawn.keys()]) {
+    const range = chart.timeScale().getVisibleLogicalRange();
     setAll();
-    if (range && wide) chart.timeScale().setVisibleRange(range);
+    if (!range || !wide) return;
+    const place = [...drawn.keys()].indexOf(before.at(-1));
+    const moved = place < 0 ? drawn.size - before.length : place - (before.length - 1);
+    chart.timeScale().setVisibleLogicalRange({ from: range.from + moved, to: range.to + moved });
   }
 
   function fit() {
@@ -159,16 +163,16 @@ function render({ model, el }) {
     const last = times.at(-1);
     const isOther = name !== drawnName;
     // A bar between two drawn ones, which a late tick can open, has no place that `update` could put it in.
-    const isInserted = !isOther && last !== undefined && [...bars.keys()].some((time) => time < last && !drawn.has(time));
+    const isInserted = last !== undefined && [...bars.keys()].some((time) => time < last && !drawn.has(time));
+    const isLess = times.some((time) => !bars.has(time));
     const changed = [...bars.values()].filter((bar) => String(drawn.get(bar[0])) !== String(bar));
-    if (isOther || isInserted) drawn = bars;
-    else for (const bar of changed) drawn.set(bar[0], bar);
+    drawn = bars;
     if (isOther) {
       drawnName = name;
       setAll();
       chart.applyOptions({ timeScale: { secondsVisible: snapshot.seconds < 60 } });
       fit();
-    } else if (isInserted) drawAll();
+    } else if (isInserted || isLess) drawAll(times);
     else changed.forEach((bar) => updateOne(bar, last));
     el.dataset.symbol = snapshot.symbol;
     el.dataset.width = snapshot.width;

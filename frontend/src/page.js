@@ -17,6 +17,7 @@ export function setText(node, text) {
 export function kernelClock(model) {
   let ahead = 0;
   let heard = Date.now();
+  let shown = heard;
   const set = () => {
     const sent = model.get("clock");
     if (sent) {
@@ -24,9 +25,20 @@ export function kernelClock(model) {
       ahead = sent - heard;
     }
   };
+  // The kernel may rest while the page is hidden: then its silence counts from the moment the page is seen again.
+  const see = () => (shown = Date.now());
   model.on("change:clock", set);
+  document.addEventListener("visibilitychange", see);
   set();
-  return { now: () => Date.now() + ahead, silentFor: () => Date.now() - heard, stop: () => model.off("change:clock", set) };
+  return {
+    now: () => Date.now() + ahead,
+    heardAt: () => heard + ahead,
+    silentFor: () => Date.now() - Math.max(heard, shown),
+    stop: () => {
+      model.off("change:clock", set);
+      document.removeEventListener("visibilitychange", see);
+    },
+  };
 }
 
 /** Calls `draw` now, when one of the traits changes, and once a second while the page is seen; returns what stops that. */

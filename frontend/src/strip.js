@@ -73,7 +73,7 @@ function render({ model, el }) {
     setText(bannerText, text ?? "");
     const silent = model.get("clock") && clock.silentFor() > SILENT_MS;
     const said = model.get("notice");
-    const problem = silent ? `This page's kernel has not answered since ${words.clock(now - clock.silentFor())}: what you see is from then.` : (said.text ?? "");
+    const problem = silent ? `This page's kernel has not answered since ${words.clock(clock.heardAt())}: what you see is from then.` : (said.text ?? "");
     notice.hidden = !problem;
     notice.dataset.kind = silent ? "silent" : (said.kind ?? "");
     setText(noticeText, problem);

@@ -1,0 +1,292 @@
+"""The dashboard: a chart of one symbol, a board of all, the state of every stage, kept up to date by one task.
+
+It is not a reader of tables: what it shows comes from the callables it is given, so it can be tried on any frames.
+A notebook and the web page (``web/``) make the same object. One task of the kernel's own event loop loads in a thread
+and changes the widgets' values; it never displays, so other cells run meanwhile.
+
+    >>> Dashboard(load_bars=store.load_bars, load_prices=store.load_prices, load_stages=store.load_stages)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import ipywidgets
+import pandas as pd
+
+from pipeline_lib.config import duration_ms
+from pipeline_lib.errors import UnavailableError
+from pipeline_lib.widgets import MOST_BARS, Bar, Board, Chart, Strip, banner_of, bar_rows, clock_words, price_rows, stage_rows
+
+log = logging.getLogger(__name__)
+
+WIDTHS = {"10 s": "10 seconds", "1 min": "1 minute", "5 min": "5 minutes", "15 min": "15 minutes", "1 h": "1 hour"}
+
+TAIL_BARS = 30
+# Bars before the tail change when a late tick amends them: all are loaded again this often.
+WHOLE_EVERY_SECONDS = 60.0
+# A load that takes longer is said on the page.
+PATIENCE_SECONDS = 3.0
+
+
+class LoadBars(Protocol):
+    """The last ``limit`` bars of a symbol, in order of time."""
+
+    def __call__(self, symbol: str, width: str = ..., since: dt.datetime | None = ..., limit: int = ...) -> pd.DataFrame: ...
+
+
+class _Picture(NamedTuple):
+    """What one load brought; None where it was not asked for or failed."""
+
+    symbol: str | None
+    width: str
+    whole: bool
+    bars: list[Bar] | None = None
+    prices: list[dict[str, Any]] | None = None
+    stages: pd.DataFrame | None = None
+    fault: Exception | None = None
+
+
+def _widths(window: str) -> list[tuple[str, str]]:
+    """Return the labels and widths that bars of this window can be shown in."""
+    narrowest = duration_ms(window)
+    wider = [(label, width) for label, width in WIDTHS.items() if duration_ms(width) > narrowest and duration_ms(width) % narrowest == 0]
+    own = next((label for label, width in WIDTHS.items() if duration_ms(width) == narrowest), window)
+    return [(own, window), *wider]
+
+
+def _now() -> dt.datetime:
+    return dt.datetime.now(dt.UTC)
+
+
+class Dashboard(ipywidgets.VBox):
+    """The live dashboard; show it by naming it at the end of a cell.
+
+    Made inside a running event loop (a notebook, Voilà) it starts at once and replaces the dashboard made before it.
+    Elsewhere ``await refresh()`` loads once. ``idle_seconds`` makes it rest when no page has looked at it for so long.
+    """
+
+    _running: ClassVar[Dashboard | None] = None
+
+    def __init__(
+        self,
+        *,
+        load_bars: LoadBars,
+        load_prices: Callable[[], pd.DataFrame],
+        load_stages: Callable[[], pd.DataFrame],
+        symbols: Sequence[str] | None = None,
+        window: str = "10 seconds",
+        refresh_seconds: float = 1.0,
+        idle_seconds: float | None = None,
+    ) -> None:
+        self._load_bars, self._load_prices, self._load_stages = load_bars, load_prices, load_stages
+        self._fixed_symbols = symbols is not None
+        self.refresh_seconds, self.idle_seconds = refresh_seconds, idle_seconds
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._loaded_whole_at = float("-inf")
+        self._seen_at = time.monotonic()
+        self._down_since: dt.datetime | None = None
+        self._good_at: dt.datetime | None = None
+        self._paused_since: dt.datetime | None = None
+
+        names = list(symbols or ())
+        self.symbol = ipywidgets.Dropdown(options=names, value=names[0] if names else None, tooltip="Symbol")
+        self.width = ipywidgets.Dropdown(options=_widths(window), value=window, tooltip="Width of a bar")
+        self.pause = ipywidgets.ToggleButton(description="Pause", tooltip="Let prices and bars stand still")
+        self.strip, self.chart, self.board = Strip(), Chart(), Board(selected=self.symbol.value or "")
+        controls = ipywidgets.HBox([self.symbol, self.width, self.pause]).add_class("sp-controls")
+        left = ipywidgets.VBox([controls, self.chart]).add_class("sp-pane")
+        right = ipywidgets.VBox([self.board]).add_class("sp-pane").add_class("sp-side")
+        super().__init__([self.strip, ipywidgets.HBox([left, right]).add_class("sp-main")])
+        self.add_class("sp-dashboard")
+
+        self.symbol.observe(self._symbol_chosen, "value")
+        self.board.observe(lambda change: self._choose(change["new"]), "selected")
+        self.width.observe(lambda _: self._wake.set(), "value")
+        self.pause.observe(self._pause_toggled, "value")
+        self.strip.on_msg(lambda *_: self._page_seen())
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return
+        self.start()
+
+    def __repr__(self) -> str:
+        return "Dashboard()"
+
+    def start(self) -> None:
+        """Begin to load, in the running event loop, in place of the dashboard that ran before."""
+        if Dashboard._running is not None:
+            Dashboard._running.stop()
+        Dashboard._running = self
+        self.strip.notice = {}
+        self._task = asyncio.get_running_loop().create_task(self._run(), name="dashboard")
+
+    def stop(self) -> None:
+        """Load no more. What is shown stays, and says that it is no longer live."""
+        if Dashboard._running is self:
+            Dashboard._running = None
+        if self._task is None:
+            return
+        self._task.cancel()
+        self._task = None
+        self._show_aged(True)
+        now = _now()
+        self.strip.set_trait("clock", 0)
+        self.strip.notice = {"kind": "stopped", "text": f"Stopped at {clock_words(now, now)} New York: what you see is from then."}
+
+    @property
+    def is_running(self) -> bool:
+        """True while the task lives."""
+        return self._task is not None and not self._task.done()
+
+    async def refresh(self) -> None:
+        """Load once and show it. What fails is said in words, never raised."""
+        symbol, width = self.symbol.value, self.width.value
+        whole = self.chart.shown != (symbol, width) or time.monotonic() - self._loaded_whole_at > WHOLE_EVERY_SECONDS
+        asked_at = time.monotonic()
+        loading = asyncio.ensure_future(asyncio.to_thread(self._load, symbol, width, whole, self.pause.value))
+        try:
+            while not (await asyncio.wait({loading}, timeout=self.refresh_seconds))[0]:
+                self._tick(waiting=time.monotonic() - asked_at)
+            self._show(loading.result())
+        except Exception as error:
+            log.exception("the dashboard could not show what it loaded")
+            self._show_fault(error)
+        self._tick()
+
+    async def _run(self) -> None:
+        while True:
+            started = time.monotonic()
+            self._wake.clear()
+            if self.idle_seconds is None or started - self._seen_at < self.idle_seconds:
+                await self.refresh()
+                rest: float | None = max(0.0, self.refresh_seconds - (time.monotonic() - started))
+            else:
+                rest = None  # until a page looks
+            try:
+                await asyncio.wait_for(self._wake.wait(), rest)
+            except TimeoutError:
+                continue
+
+    def _load(self, symbol: str | None, width: str, whole: bool, paused: bool) -> _Picture:
+        """Return what is to be shown; runs in a thread and touches no widget."""
+        picture = _Picture(symbol, width, whole)
+        try:
+            picture = picture._replace(stages=self._load_stages())
+            if paused and not (whole and symbol and self.chart.shown != (symbol, width)):
+                return picture
+            if not paused:
+                picture = picture._replace(prices=price_rows(self._load_prices()))
+            if symbol:
+                bars = self._load_bars(symbol, width, limit=MOST_BARS if whole else TAIL_BARS)
+                picture = picture._replace(bars=bar_rows(bars))
+        except Exception as error:
+            if not isinstance(error, UnavailableError):
+                log.exception("the dashboard could not load")
+            return picture._replace(fault=error)
+        return picture
+
+    def _show(self, picture: _Picture) -> None:
+        now = _now()
+        if picture.stages is not None:
+            self.strip.stages = stage_rows(picture.stages, now)
+            self.strip.banner = banner_of(self.strip.stages)
+        if picture.prices is not None:
+            self.board.rows = picture.prices
+            self._offer_symbols([row["symbol"] for row in picture.prices])
+        if picture.bars is not None and picture.symbol is not None:
+            self._show_bars(picture.symbol, picture.width, picture.bars, picture.whole)
+        if picture.fault is not None:
+            self._show_fault(picture.fault)
+            return
+        self._good_at, self._down_since = now, None
+        self._show_aged(False)
+        self.strip.notice = self._pause_notice(now)
+
+    def _show_bars(self, symbol: str, width: str, rows: list[Bar], whole: bool) -> None:
+        last = self.chart.last_start
+        if not whole and rows and last is not None and rows[0][0] > last:
+            # The latest bars do not reach back to those shown: there is a hole, so the next load is a whole one.
+            self._loaded_whole_at = float("-inf")
+            return
+        label = next(label for label, value in self.width.options if value == width)
+        if whole:
+            self._loaded_whole_at = time.monotonic()
+        self.chart.show_bars(symbol, width, label, rows, whole=whole)
+
+    def _show_fault(self, error: Exception) -> None:
+        now = _now()
+        self._show_aged(True)
+        if not isinstance(error, UnavailableError):
+            words = f"The dashboard cannot load: {type(error).__name__}: {error}"
+            self.strip.notice = {"kind": "fault", "text": words}
+            return
+        self._down_since = self._down_since or now
+        shown = f" What you see is from {clock_words(self._good_at, now)}." if self._good_at else ""
+        self.strip.notice = {
+            "kind": "down",
+            "text": f"PostgreSQL: down since {clock_words(self._down_since, now)} New York.{shown} {error}",
+        }
+        self.strip.stages = [self._stage_without_database(stage, error) for stage in self.strip.stages]
+
+    def _stage_without_database(self, stage: dict[str, Any], error: Exception) -> dict[str, Any]:
+        """Return the stage as far as it is known while PostgreSQL, which holds every stage's state, is down."""
+        if stage["stage"] == "postgres":
+            down_since = self._down_since or _now()
+            return {**stage, "state": "down", "detail": str(error), "since": round(down_since.timestamp() * 1000)}
+        return {**stage, "state": "unknown", "since": None}
+
+    def _show_aged(self, aged: bool) -> None:
+        self.chart.aged = self.board.aged = aged
+
+    def _tick(self, waiting: float = 0.0) -> None:
+        """Tell the page the time, and that an answer is long in coming if it is."""
+        now = round(time.time() * 1000)
+        self.strip.clock = self.board.clock = now
+        if waiting > PATIENCE_SECONDS and self._down_since is None:
+            self._show_aged(True)
+            self.strip.notice = {"kind": "down", "text": f"PostgreSQL has not answered for {waiting:.0f} s."}
+
+    def _offer_symbols(self, names: list[str]) -> None:
+        """Offer these symbols beside those offered, unless they were given; the choice stays."""
+        if self._fixed_symbols or set(names) <= set(self.symbol.options):
+            return
+        chosen = self.symbol.value
+        self.symbol.options = sorted({*self.symbol.options, *names})
+        self.symbol.value = chosen or names[0]
+
+    def _choose(self, symbol: str) -> None:
+        if symbol in self.symbol.options:
+            self.symbol.value = symbol
+
+    def _symbol_chosen(self, change: dict[str, Any]) -> None:
+        self.board.selected = change["new"] or ""
+        self._wake.set()
+
+    def _pause_toggled(self, change: dict[str, Any]) -> None:
+        self.pause.description = "Go on" if change["new"] else "Pause"
+        now = _now()
+        self._paused_since = now if change["new"] else None
+        self.strip.notice = self._pause_notice(now)
+        self._wake.set()
+
+    def _pause_notice(self, now: dt.datetime) -> dict[str, str]:
+        if self._paused_since is None:
+            return {}
+        return {
+            "kind": "paused",
+            "text": f"Paused since {clock_words(self._paused_since, now)} New York: prices and bars stand still until you go on.",
+        }
+
+    def _page_seen(self) -> None:
+        was_resting = self.idle_seconds is not None and time.monotonic() - self._seen_at >= self.idle_seconds
+        self._seen_at = time.monotonic()
+        if was_resting:
+            self._wake.set()

@@ -1,0 +1,177 @@
+"""The three widgets of the dashboard: chart, board and strip. Frames go in, trait values come out, the browser draws.
+
+They load nothing and know no clock but the one they are given. ``dashboard.py`` puts them together and is the only
+caller. Their JavaScript is in ``frontend/src``; the bundle is made when the package is built (``hatch_build.py``).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import anywidget
+import pandas as pd
+import traitlets
+
+from pipeline_lib.config import duration_ms
+from pipeline_lib.errors import InstallError
+
+NEW_YORK = ZoneInfo("America/New_York")
+STATIC = Path(__file__).parent / "static"
+
+# A stage says that it lives every second or so; a pause of Spark's collector is shorter than this.
+SILENCE = dt.timedelta(seconds=5)
+
+# The snapshot is sent anew when this many bars differ from it, so that the tail stays small.
+LONGEST_TAIL = 60
+MOST_BARS = 500
+
+BAR_NUMBERS = ("open", "high", "low", "close", "volume", "vwap")
+TITLES = {"feed": "Feed", "kafka": "Kafka", "spark": "Spark", "postgres": "PostgreSQL"}
+
+Bar = list[Any]
+
+
+def _bundled(name: str) -> Path:
+    path = STATIC / name
+    if not path.is_file():
+        raise InstallError(f"cannot draw the dashboard: its bundle {path.name} is missing; run `make install`, or `pip install -e .`")
+    return path
+
+
+def epoch_ms(moment: Any) -> int | None:
+    """Return epoch milliseconds of a timestamp, None of none."""
+    return None if moment is None or pd.isna(moment) else round(moment.timestamp() * 1000)
+
+
+def clock_words(moment: dt.datetime, now: dt.datetime) -> str:
+    """Return the time of day in New York, with the date if it is not today's."""
+    there, today = moment.astimezone(NEW_YORK), now.astimezone(NEW_YORK)
+    return f"{there:%H:%M:%S}" if there.date() == today.date() else f"{there:%b} {there.day}, {there:%H:%M:%S}"
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else float(value)
+
+
+def bar_rows(bars: pd.DataFrame) -> list[Bar]:
+    """Return the bars as [start ms, open, high, low, close, volume, vwap, final], in order of time, without NaN."""
+    if bars.empty:
+        return []
+    starts = pd.to_datetime(bars["window_start"], utc=True).dt.as_unit("ms").astype("int64")
+    numbers = [[None if pd.isna(value) else value for value in bars[name].astype(float).tolist()] for name in BAR_NUMBERS]
+    rows = zip(starts.tolist(), *numbers, bars["is_final"].astype(bool).tolist(), strict=True)
+    return sorted((list(row) for row in rows), key=lambda row: row[0])
+
+
+def price_rows(prices: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a dict a symbol: price, change, change_pct, volume, and times in epoch milliseconds; what is unknown is None."""
+    return [
+        {
+            "symbol": str(row["symbol"]),
+            **{name: _number(row.get(name)) for name in ("price", "change", "change_pct", "volume")},
+            **{name: epoch_ms(row.get(name)) for name in ("event_time", "receipt_time", "updated_at")},
+        }
+        for row in prices.to_dict("records")
+    ]
+
+
+def stage_rows(stages: pd.DataFrame, now: dt.datetime) -> list[dict[str, Any]]:
+    """Return a dict a stage: stage, title, state, detail, since. A stage whose last sign of life is old is down since then."""
+    rows = []
+    for row in stages.to_dict("records"):
+        beat, state, since = row.get("beat_at"), str(row["state"]), row.get("since")
+        detail = row.get("detail")
+        if state != "stopped" and beat is not None and not pd.isna(beat) and now - beat > SILENCE:
+            state, since = "down", beat
+        name = str(row["stage"])
+        rows.append(
+            {
+                "stage": name,
+                "title": TITLES.get(name, name),
+                "state": state,
+                "detail": "" if detail is None or detail is pd.NA else str(detail),
+                "since": epoch_ms(since),
+            }
+        )
+    return rows
+
+
+def banner_of(stages: list[dict[str, Any]]) -> dict[str, str]:
+    """Return kind, title and text of the line that says where the data come from: what the feed says of itself."""
+    detail = next((stage["detail"] for stage in stages if stage["stage"] == "feed"), "")
+    if not detail:
+        return {}
+    first, _, rest = detail.partition(", ")
+    if not detail.lower().startswith(("simulated", "replay")):
+        return {"kind": "live", "title": first, "text": rest}
+    simulated = detail.lower().startswith("simulated")
+    title = first.upper()
+    if simulated and "FINNHUB_API_KEY" in rest:
+        title += " — no Finnhub key"
+    return {"kind": "simulated" if simulated else "replay", "title": title, "text": rest}
+
+
+class Chart(anywidget.AnyWidget):
+    """Candles, volume and VWAP of one symbol.
+
+    ``snapshot`` and the ``tail`` that differs from it are together always the whole picture.
+    """
+
+    _esm = _bundled("chart.js")
+    _css = _bundled("dashboard.css")
+    snapshot = traitlets.Dict({"bars": []}).tag(sync=True)
+    tail = traitlets.Dict({"bars": []}).tag(sync=True)
+    message = traitlets.Unicode("Waiting for the first bars…").tag(sync=True)
+    aged = traitlets.Bool(False).tag(sync=True)
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._sent: dict[int, Bar] = {}  # the snapshot's bars by start
+        self._known: dict[int, Bar] = {}  # snapshot and tail
+        self.shown: tuple[str, str] | None = None
+
+    @property
+    def last_start(self) -> int | None:
+        """Start of the last bar shown, in epoch milliseconds."""
+        return max(self._known, default=None)
+
+    def show_bars(self, symbol: str, width: str, label: str, rows: list[Bar], *, whole: bool) -> None:
+        """Show these bars of the symbol: all of them if ``whole``, else the latest, beside those shown already."""
+        name = {"symbol": symbol, "width": width}
+        is_other = self.shown != (symbol, width)
+        if is_other and not whole:
+            raise ValueError(f"cannot show a part of {symbol}, {width}: the chart shows {self.shown}")
+        given = {row[0]: row for row in rows}
+        self._known = dict(sorted((given if whole else self._known | given).items())[-MOST_BARS:])
+        changed = [row for start, row in self._known.items() if self._sent.get(start) != row]
+        first = min(self._known, default=0)
+        is_less = any(start >= first and start not in self._known for start in self._sent)
+        with self.hold_sync():
+            if is_other or is_less or len(changed) > LONGEST_TAIL:
+                self._sent, self.shown, changed = self._known, (symbol, width), []
+                self.snapshot = {**name, "label": label, "seconds": duration_ms(width) // 1000, "bars": list(self._known.values())}
+            self.tail = {**name, "bars": changed}
+            self.message = "" if self._known else f"No bars of {symbol} yet: they appear with its first ticks."
+
+
+class Board(anywidget.AnyWidget):
+    """The last price of every symbol; ``selected`` is the symbol that was clicked."""
+
+    _esm = _bundled("board.js")
+    rows = traitlets.List().tag(sync=True)
+    selected = traitlets.Unicode("").tag(sync=True)
+    aged = traitlets.Bool(False).tag(sync=True)
+    clock = traitlets.Int(0).tag(sync=True)
+
+
+class Strip(anywidget.AnyWidget):
+    """The state of the stages, where the data come from, and what is wrong. Tells when somebody looks at it."""
+
+    _esm = _bundled("strip.js")
+    stages = traitlets.List().tag(sync=True)
+    banner = traitlets.Dict().tag(sync=True)
+    notice = traitlets.Dict().tag(sync=True)
+    clock = traitlets.Int(0).tag(sync=True)
