@@ -93,10 +93,8 @@ def decode_value(value: bytes | None) -> Tick:
 
     Raises MessageError, with the reason that is kept with the dead letter, if the value breaks the contract.
     """
-    if value is None:
-        raise MessageError("no value: a tombstone is not a tick")
-    if len(value) > MAX_MESSAGE_BYTES:
-        raise MessageError(f"too large: {len(value)} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
+    check_size(None if value is None else len(value))
+    assert value is not None
     try:
         # Decoding to str first refuses bytes that are not UTF-8 in fields nobody reads, too.
         tick = _decoder.decode(str(value, "utf-8"))
@@ -136,6 +134,14 @@ def decode_tick(value: bytes | None, key: bytes | None) -> Tick:
     if key != tick.symbol.encode():
         raise MessageError("wrong key: the key is not the symbol")
     return tick
+
+
+def check_size(length: int | None) -> None:
+    """Raise MessageError if a value of that length, None for no value at all, cannot be a tick."""
+    if length is None:
+        raise MessageError("no value: a tombstone is not a tick")
+    if length > MAX_MESSAGE_BYTES:
+        raise MessageError(f"too large: {length} bytes, at most {MAX_MESSAGE_BYTES} are allowed")
 
 
 def check_tick(tick: Tick) -> Tick:

@@ -1,0 +1,221 @@
+"""Messages into ticks, and ticks into bars: DataFrame -> DataFrame, for a batch and for a micro-batch alike.
+
+The grammar is that of records.py, said once more in Spark's words; tests/spark holds the two together. Nothing here
+reads, writes, or keeps state. Called by stream.py and by the notebooks.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+from pyspark.sql import Column, DataFrame, Row
+from pyspark.sql import functions as F
+
+from pipeline_lib import records
+from pipeline_lib.records import PartialBar, PartitionCount
+
+# Sets of options under which Spark's JSON reader does what JSON says, not what most files need.
+JSON_OPTIONS = {"mode": "PERMISSIVE", "allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
+
+# Session settings that the parse depends on: a wrong type spoils the whole message, not one field of it; and a field
+# that nobody uses is still checked.
+SESSION_CONFIG = {
+    "spark.sql.json.enablePartialResults": "false",
+    "spark.sql.json.enableExpressionOptimization": "false",
+    "spark.sql.session.timeZone": "UTC",
+}
+
+_NUMBERS = ("day_open", "day_high", "day_low", "previous_close", "change", "percent_change")
+_FIELDS = (
+    "schema int, id string, kind string, symbol string, price double, volume double, event_time bigint, receipt_time bigint, "
+    "source string, conditions variant, repeat string, " + ", ".join(f"{name} double" for name in _NUMBERS)
+)
+
+# Made anew in every process, so that no message can hold it. See _parse.
+_END = "end_" + secrets.token_hex(8)
+
+# Bits of a 64-bit number for the offset, below the milliseconds since the window's start (27 bits: MAX_WINDOW_MS).
+_OFFSET_BITS = 36
+
+# How much of a bad message's value and key is kept.
+KEPT_BYTES = 4096
+
+
+def _parse(value: Column) -> Column:
+    """Return the struct of a message's fields, null if its text is not exactly one JSON object.
+
+    Spark stops reading after the first JSON value, and would take `{…}garbage` for good. So the text is read as the first
+    of two elements of an array whose second one is ours: only if it is a single JSON value are there two, the last with
+    the end mark, which no message can know.
+    """
+    text = F.concat(F.lit("["), value.cast("string"), F.lit(f',{{"{_END}":1}}]'))
+    parsed = F.from_json(text, f"array<struct<{_as_struct(_FIELDS)}, {_END}: int>>", JSON_OPTIONS)
+    return F.when((F.size(parsed) == 2) & (F.get(parsed, F.lit(1))[_END] == 1), F.get(parsed, F.lit(0)))
+
+
+def _as_struct(fields: str) -> str:
+    return ", ".join(f"`{name}`: {kind}" for name, kind in (field.split() for field in fields.split(", ")))
+
+
+def _is_good(tick: Column, key: Column) -> Column:
+    """Return whether a parsed message keeps the contract: the rules of records.Tick, one by one."""
+    symbol, price, volume, kind = tick["symbol"], tick["price"], tick["volume"], tick["kind"]
+    rules = (
+        tick["schema"] == records.SCHEMA_VERSION,
+        tick["id"].rlike(records.ID_PATTERN),
+        symbol.rlike(records.SYMBOL_PATTERN),
+        kind.isin(*records.KINDS),
+        tick["source"].isin(*records.SOURCES),
+        (price > 0) & (price <= records.MAX_PRICE),
+        F.when(kind == "trade", volume.between(0, records.MAX_VOLUME)).otherwise(volume.isNull()),
+        tick["event_time"].between(records.MIN_TIME, records.MAX_TIME),
+        tick["receipt_time"].between(records.MIN_TIME, records.MAX_TIME),
+        tick["repeat"].isNull() | tick["repeat"].isin(*records.REPEATS),
+        _are_conditions(tick["conditions"]),
+        *(tick[name].isNull() | tick[name].between(-records.MAX_VOLUME, records.MAX_VOLUME) for name in _NUMBERS),
+        key == symbol.cast("binary"),
+    )
+    verdict = rules[0]
+    for rule in rules[1:]:
+        verdict = verdict & rule
+    return F.coalesce(verdict, F.lit(False))
+
+
+def _are_conditions(conditions: Column) -> Column:
+    """Return whether a variant is null or a list of short strings: as a plain array Spark would take numbers too."""
+    strings = F.try_variant_get(conditions, "$", "array<string>")
+    return F.when(conditions.isNull() | F.is_variant_null(conditions), F.lit(True)).otherwise(
+        F.schema_of_variant(conditions).isin("ARRAY<STRING>", "ARRAY<VOID>")
+        & (F.size(strings) <= records.MAX_CONDITIONS)
+        & F.forall(strings, lambda text: F.coalesce(text.rlike(records.CONDITION_PATTERN), F.lit(False)))
+    )
+
+
+def select_unseen(messages: DataFrame, next_offsets: dict[int, int]) -> DataFrame:
+    """Return the messages whose offset is not before the next offset of their partition; unnamed partitions whole."""
+    seen = F.lit(False)
+    for partition, offset in next_offsets.items():
+        seen = seen | ((F.col("partition") == partition) & (F.col("offset") < offset))
+    return messages.where(~seen)
+
+
+def parse_ticks(messages: DataFrame) -> DataFrame:
+    """Return the messages with a column `tick`: the struct of records.Tick's fields, null where the contract is broken.
+
+    Needs the columns of Spark's Kafka source: key, value, partition, offset, timestamp.
+    """
+    value = F.col("value")
+    readable = (F.length(value) <= records.MAX_MESSAGE_BYTES) & F.is_valid_utf8(value.cast("string"))
+    parsed = messages.withColumn("parsed", F.when(readable, _parse(value)))
+    return parsed.withColumn("tick", F.when(_is_good(F.col("parsed"), F.col("key")), F.col("parsed"))).drop("parsed")
+
+
+def window_bars(ticks: DataFrame, window_ms: int) -> DataFrame:
+    """Return one row for each partition, symbol and window: what its ticks add to the bar, in primitive columns.
+
+    Bad messages make one row a partition, with a null symbol. Open and close are the prices of the first and last tick by
+    (event time, offset); the two are packed into one number, `first_order` and `last_order`, so that Spark aggregates
+    without sorting. bar_of_row reads the row back.
+    """
+    tick = F.col("tick")
+    event_time, price, volume = tick["event_time"], tick["price"], F.coalesce(tick["volume"], F.lit(0.0))
+    since_start = event_time % window_ms
+    columns = ticks.select(
+        "partition",
+        "offset",
+        tick["symbol"].alias("symbol"),
+        (event_time - since_start).alias("window_start"),
+        (since_start * (1 << _OFFSET_BITS) + F.col("offset")).alias("order"),
+        price.alias("price"),
+        volume.alias("volume"),
+        F.coalesce(tick["repeat"] == "unchanged", F.lit(False)).alias("is_poll"),
+        tick["receipt_time"].alias("receipt_time"),
+        tick["previous_close"].alias("previous_close"),
+    )
+    news = F.when(~F.col("is_poll"), F.col("price"))
+    return columns.groupBy("partition", "symbol", "window_start").agg(
+        F.min_by("price", "order").alias("open"),
+        F.max("price").alias("high"),
+        F.min("price").alias("low"),
+        F.max_by("price", "order").alias("close"),
+        F.sum("volume").alias("volume"),
+        F.sum(F.col("price") * F.col("volume")).alias("notional"),
+        F.count(news).alias("tick_count"),
+        F.count(F.when(F.col("volume") > 0, 1)).alias("trade_count"),
+        F.avg(news).alias("mean_price"),
+        F.var_pop(news).alias("variance"),
+        F.min("order").alias("first_order"),
+        F.max("order").alias("last_order"),
+        F.max("receipt_time").alias("last_receipt_time"),
+        F.max("previous_close").alias("previous_close"),
+        F.count("*").alias("messages"),
+        F.min("offset").alias("first_offset"),
+        F.max("offset").alias("last_offset"),
+    )
+
+
+def bar_of_row(row: Row, window_ms: int) -> PartialBar:
+    """Return the partial bar of a row of window_bars."""
+    start, partition = row["window_start"], row["partition"]
+    offset_mask = (1 << _OFFSET_BITS) - 1
+    return PartialBar(
+        symbol=row["symbol"],
+        window_start=start,
+        window_end=start + window_ms,
+        open=row["open"],
+        high=row["high"],
+        low=row["low"],
+        close=row["close"],
+        volume=row["volume"],
+        notional=row["notional"],
+        tick_count=row["tick_count"],
+        trade_count=row["trade_count"],
+        poll_count=row["messages"] - row["tick_count"],
+        mean_price=row["mean_price"],
+        square_deviation=(row["variance"] or 0.0) * row["tick_count"],
+        first_event_time=start + (row["first_order"] >> _OFFSET_BITS),
+        open_partition=partition,
+        open_offset=row["first_order"] & offset_mask,
+        last_event_time=start + (row["last_order"] >> _OFFSET_BITS),
+        close_partition=partition,
+        close_offset=row["last_order"] & offset_mask,
+        last_receipt_time=row["last_receipt_time"],
+        previous_close=row["previous_close"],
+    )
+
+
+def count_partitions(rows: list[Row]) -> list[PartitionCount]:
+    """Return what the rows of window_bars consumed of each partition.
+
+    The next offset is one after the highest seen, never a count: offsets may have holes.
+    """
+    counts: dict[int, PartitionCount] = {}
+    for row in rows:
+        good, dead = (0, row["messages"]) if row["symbol"] is None else (row["messages"], 0)
+        new = PartitionCount(row["partition"], row["first_offset"], row["last_offset"] + 1, good, dead)
+        old = counts.get(new.partition, new._replace(good=0, dead=0))
+        counts[new.partition] = PartitionCount(
+            new.partition,
+            min(old.first_offset, new.first_offset),
+            max(old.next_offset, new.next_offset),
+            old.good + new.good,
+            old.dead + new.dead,
+        )
+    return [counts[partition] for partition in sorted(counts)]
+
+
+def select_dead(ticks: DataFrame) -> DataFrame:
+    """Return the messages that broke the contract: partition, offset, timestamp (epoch ms), key, value, length, sha256.
+
+    Key and value are cut at KEPT_BYTES; sha256 is that of the whole value, where it was cut.
+    """
+    value = F.col("value")
+    return ticks.where(F.col("tick").isNull()).select(
+        "partition",
+        "offset",
+        F.unix_millis("timestamp").alias("timestamp"),
+        F.substring("key", 1, KEPT_BYTES).alias("key"),
+        F.substring("value", 1, KEPT_BYTES).alias("value"),
+        F.length(value).alias("length"),
+        F.when(F.length(value) > KEPT_BYTES, F.unhex(F.sha2(value, 256))).alias("sha256"),
+    )

@@ -1,0 +1,176 @@
+-- What readers ask. Views hold nothing: they are made anew whenever they differ from what stands here.
+
+-- Every symbol once. A loose index scan: cost grows with the symbols, not with the bars.
+create view symbols as
+with recursive found as (
+    (select symbol from stock_aggregates order by symbol limit 1)
+    union all
+    select (select a.symbol from stock_aggregates a where a.symbol > found.symbol order by a.symbol limit 1)
+    from found
+    where found.symbol is not null
+)
+select symbol from found where symbol is not null;
+
+-- How far event time has come by now: where data have stopped, the clock goes on for them.
+create view watermark_now as
+select watermark + (now() - updated_at) as watermark from stream_watermark;
+
+-- Bars of a wider window out of the stored ones; the width is a multiple of theirs, aligned to the epoch.
+-- Merging is exact: extremes, sums, the earliest open and the latest close; deviations by Chan, Golub and LeVeque (1979).
+create function wider_bars(width interval, wanted text default null, since timestamptz default '-infinity')
+returns table (
+    symbol text, window_start timestamptz, window_end timestamptz,
+    open double precision, high double precision, low double precision, close double precision,
+    volume double precision, notional double precision, vwap double precision,
+    tick_count bigint, trade_count bigint, poll_count bigint,
+    mean_price double precision, price_stddev double precision, change_pct double precision,
+    first_event_time timestamptz, last_event_time timestamptz, last_receipt_time timestamptz,
+    previous_close double precision, is_final boolean, revision bigint, late_tick_count bigint, updated_at timestamptz
+)
+language sql stable as $$
+    with grouped as (
+        select
+            a.symbol,
+            date_bin(width, a.window_start, 'epoch') as window_start,
+            (array_agg(a.open order by a.first_event_time, a.open_partition, a.open_offset))[1] as open,
+            max(a.high) as high,
+            min(a.low) as low,
+            (array_agg(a.close order by a.last_event_time desc, a.close_partition desc, a.close_offset desc))[1] as close,
+            sum(a.volume) as volume,
+            sum(a.notional) as notional,
+            sum(a.tick_count)::bigint as tick_count,
+            sum(a.trade_count)::bigint as trade_count,
+            sum(a.poll_count)::bigint as poll_count,
+            sum(a.mean_price * a.tick_count) / nullif(sum(a.tick_count), 0) as mean_price,
+            sum(a.square_deviation) as within_bars,
+            array_agg(a.mean_price) as means,
+            array_agg(a.tick_count) as counts,
+            min(a.first_event_time) as first_event_time,
+            max(a.last_event_time) as last_event_time,
+            max(a.last_receipt_time) as last_receipt_time,
+            (array_agg(a.previous_close order by a.last_event_time desc) filter (where a.previous_close is not null))[1] as previous_close,
+            bool_and(a.is_final) as bars_final,
+            sum(a.revision)::bigint as revision,
+            sum(a.late_tick_count)::bigint as late_tick_count,
+            max(a.updated_at) as updated_at
+        from stock_aggregates a
+        where (wanted is null or a.symbol = wanted) and a.window_start >= date_bin(width, since, 'epoch')
+        group by a.symbol, date_bin(width, a.window_start, 'epoch')
+    )
+    select
+        g.symbol, g.window_start, g.window_start + width,
+        g.open, g.high, g.low, g.close, g.volume, g.notional, g.notional / nullif(g.volume, 0),
+        g.tick_count, g.trade_count, g.poll_count, g.mean_price,
+        case when g.tick_count > 1 then
+            sqrt((g.within_bars + (
+                select coalesce(sum(part.n * (part.mean - g.mean_price) ^ 2), 0)
+                from unnest(g.means, g.counts) as part (mean, n)
+            )) / (g.tick_count - 1))
+        end,
+        (g.close / g.open - 1) * 100,
+        g.first_event_time, g.last_event_time, g.last_receipt_time, g.previous_close,
+        g.bars_final and g.window_start + width <= (select watermark from watermark_now),
+        g.revision, g.late_tick_count, g.updated_at
+    from grouped g
+$$;
+
+create view bars_1m as select * from wider_bars('1 minute');
+create view bars_5m as select * from wider_bars('5 minutes');
+create view bars_15m as select * from wider_bars('15 minutes');
+create view bars_1h as select * from wider_bars('1 hour');
+
+-- The exponential moving average. Its seed is the first price; alpha is 2 / (n + 1) for n bars.
+create function ema_step(average double precision, price double precision, alpha double precision)
+returns double precision language sql immutable as $$
+    select case when average is null then price else alpha * price + (1 - alpha) * average end
+$$;
+create aggregate ema (double precision, double precision) (sfunc = ema_step, stype = double precision);
+
+-- Moving averages of the close over the last 20 bars that exist; null until there are 20.
+create view moving_averages as
+select
+    symbol, window_start, window_end, close,
+    case when count(*) over last_20 = 20 then avg(close) over last_20 end as sma_20,
+    ema(close, 2.0 / 21) over (partition by symbol order by window_start) as ema_20
+from stock_aggregates
+window last_20 as (partition by symbol order by window_start rows 19 preceding);
+
+-- VWAP of the day so far, by the date in New York.
+create view session_vwap as
+select
+    symbol, window_start, window_end,
+    (window_start at time zone 'America/New_York')::date as session_date,
+    sum(notional) over day_so_far / nullif(sum(volume) over day_so_far, 0) as vwap
+from stock_aggregates
+window day_so_far as (partition by symbol, (window_start at time zone 'America/New_York')::date order by window_start);
+
+-- Standard deviation of the log returns of the last 30 bars, in percent a bar. Needs 3 bars to say anything.
+create view volatility as
+select s.symbol, count(r.log_return) as returns, stddev_samp(r.log_return) * 100 as volatility_pct
+from symbols s
+cross join lateral (
+    select ln(close / lag(close) over (order by window_start)) as log_return
+    from (
+        select a.window_start, a.close from stock_aggregates a
+        where a.symbol = s.symbol order by a.window_start desc limit 31
+    ) recent
+) r
+group by s.symbol;
+
+-- The last price of each symbol, with the day's volume and the change since the previous close: the one that a quote
+-- told, else the last stored close of an earlier day; failing both, since the day's first open, and it says which.
+create view latest_prices as
+select
+    last.symbol,
+    last.close as price,
+    last.close - base.price as change,
+    (last.close / base.price - 1) * 100 as change_pct,
+    base.kind as change_since,
+    day.volume,
+    day.open as day_open,
+    day.high as day_high,
+    day.low as day_low,
+    day.vwap,
+    last.last_event_time as event_time,
+    last.last_receipt_time as receipt_time,
+    last.updated_at,
+    now() - last.last_event_time as age
+from symbols s
+cross join lateral (
+    select * from stock_aggregates a where a.symbol = s.symbol order by a.window_start desc limit 1
+) last
+cross join lateral (
+    select date_trunc('day', last.window_start at time zone 'America/New_York') at time zone 'America/New_York' as began
+) midnight
+cross join lateral (
+    select
+        sum(a.volume) as volume, max(a.high) as high, min(a.low) as low,
+        (array_agg(a.open order by a.window_start))[1] as open,
+        sum(a.notional) / nullif(sum(a.volume), 0) as vwap
+    from stock_aggregates a where a.symbol = s.symbol and a.window_start >= midnight.began
+) day
+left join lateral (
+    select a.close from stock_aggregates a
+    where a.symbol = s.symbol and a.window_start < midnight.began order by a.window_start desc limit 1
+) earlier on true
+cross join lateral (
+    select
+        coalesce(last.previous_close, earlier.close, day.open) as price,
+        case
+            when last.previous_close is not null or earlier.close is not null then 'previous close'
+            else 'first price of the day'
+        end as kind
+) base;
+
+-- How much each symbol has moved in its last 5 minutes, the largest first.
+create view top_movers as
+select l.symbol, l.close as price, before.close as price_before, (l.close / before.close - 1) * 100 as change_pct, l.window_end
+from symbols s
+cross join lateral (
+    select * from stock_aggregates a where a.symbol = s.symbol order by a.window_start desc limit 1
+) l
+cross join lateral (
+    select a.close from stock_aggregates a
+    where a.symbol = s.symbol and a.window_end <= l.window_end - interval '5 minutes' order by a.window_start desc limit 1
+) before
+order by abs(l.close / before.close - 1) desc;

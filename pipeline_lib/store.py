@@ -1,0 +1,635 @@
+"""PostgreSQL: the tables, the one transaction of a micro-batch, and what readers load.
+
+The only module that knows psycopg2. The stream is given `Store.commit_batch`, the dashboard `Store.load_bars` and its
+siblings, verify `Store.snapshot`. It computes nothing that the database can compute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from itertools import islice
+from typing import Any, NamedTuple
+
+import pandas as pd
+import psycopg2
+from psycopg2 import errors as pg_errors
+from psycopg2 import extensions, sql
+from psycopg2.extras import execute_values
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
+
+from pipeline_lib.config import masked_url
+from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, PipelineError, SchemaError, UnavailableError
+from pipeline_lib.records import Batch, DeadLetter, PartialBar
+
+TABLES = (
+    "pipeline_identity",
+    "stream_offsets",
+    "stream_watermark",
+    "stock_aggregates",
+    "dead_letters",
+    "query_progress",
+    "stock_alerts",
+    "stage_state",
+)
+
+NOTIFY_CHANNEL = "stock_pipeline"
+
+# Any two numbers that no other program is likely to choose: the stream's lock, and the lock on creating the tables.
+STREAM_LOCK = 7_220_413
+SCHEMA_LOCK = 7_220_414
+
+# One statement takes up to 10,000 rows well; dead letters can be 4 kB each, so they go in smaller pieces.
+ROWS_A_STATEMENT = 10_000
+LETTERS_A_STATEMENT = 1_000
+
+CONNECT_TIMEOUT_SECONDS = 5
+
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+_BAR_COLUMNS = (
+    "symbol, window_start, window_end, open, high, low, close, volume, notional, tick_count, trade_count, poll_count, mean_price, "
+    "square_deviation, first_event_time, open_partition, open_offset, last_event_time, close_partition, close_offset, "
+    "last_receipt_time, previous_close, late_tick_count"
+)
+
+# Halves of a bar become one row: extremes, sums, the earlier open, the later close; means and deviations in Chan's
+# parallel form (Chan, Golub and LeVeque, 1979), where a half without ticks adds nothing.
+_MERGE = f"""
+insert into stock_aggregates as bar ({_BAR_COLUMNS}) values %s
+on conflict (symbol, window_start, window_end) do update set
+    high = greatest(bar.high, excluded.high),
+    low = least(bar.low, excluded.low),
+    open = case when {{opens}} then excluded.open else bar.open end,
+    first_event_time = least(bar.first_event_time, excluded.first_event_time),
+    open_partition = case when {{opens}} then excluded.open_partition else bar.open_partition end,
+    open_offset = case when {{opens}} then excluded.open_offset else bar.open_offset end,
+    close = case when {{closes}} then excluded.close else bar.close end,
+    last_event_time = greatest(bar.last_event_time, excluded.last_event_time),
+    close_partition = case when {{closes}} then excluded.close_partition else bar.close_partition end,
+    close_offset = case when {{closes}} then excluded.close_offset else bar.close_offset end,
+    previous_close = case when {{closes}} then coalesce(excluded.previous_close, bar.previous_close)
+                          else coalesce(bar.previous_close, excluded.previous_close) end,
+    last_receipt_time = greatest(bar.last_receipt_time, excluded.last_receipt_time),
+    volume = bar.volume + excluded.volume,
+    notional = bar.notional + excluded.notional,
+    tick_count = bar.tick_count + excluded.tick_count,
+    trade_count = bar.trade_count + excluded.trade_count,
+    poll_count = bar.poll_count + excluded.poll_count,
+    mean_price = case
+        when excluded.tick_count = 0 then bar.mean_price
+        when bar.tick_count = 0 then excluded.mean_price
+        else bar.mean_price + (excluded.mean_price - bar.mean_price) * excluded.tick_count / (bar.tick_count + excluded.tick_count) end,
+    square_deviation = bar.square_deviation + excluded.square_deviation + case
+        when excluded.tick_count = 0 or bar.tick_count = 0 then 0
+        else (excluded.mean_price - bar.mean_price) ^ 2 * bar.tick_count
+             * (excluded.tick_count::double precision / (bar.tick_count + excluded.tick_count)) end,
+    late_tick_count = bar.late_tick_count + excluded.late_tick_count,
+    revision = bar.revision + bar.is_final::integer,
+    updated_at = now()
+""".format(
+    opens="(excluded.first_event_time, excluded.open_partition, excluded.open_offset)"
+    " < (bar.first_event_time, bar.open_partition, bar.open_offset)",
+    closes="(excluded.last_event_time, excluded.close_partition, excluded.close_offset)"
+    " > (bar.last_event_time, bar.close_partition, bar.close_offset)",
+)
+
+
+def merge_bars(bars: Iterable[PartialBar]) -> list[PartialBar]:
+    """Return one bar for each symbol and window: the rule of the merge statement, for rows that are not stored yet.
+
+    One statement cannot touch a key twice, so the parts that several partitions have of one bar meet here first.
+    """
+    merged: dict[tuple[str, int, int], PartialBar] = {}
+    for bar in bars:
+        key = bar.symbol, bar.window_start, bar.window_end
+        merged[key] = _merge_pair(merged[key], bar) if key in merged else bar
+    return list(merged.values())
+
+
+def _merge_pair(a: PartialBar, b: PartialBar) -> PartialBar:
+    opening = min(a, b, key=lambda bar: (bar.first_event_time, bar.open_partition, bar.open_offset))
+    first, closing = sorted((a, b), key=lambda bar: (bar.last_event_time, bar.close_partition, bar.close_offset))
+    ticks = a.tick_count + b.tick_count
+    mean, deviation = a.mean_price if a.tick_count else b.mean_price, a.square_deviation + b.square_deviation
+    if a.tick_count and b.tick_count and a.mean_price is not None and b.mean_price is not None:
+        delta = b.mean_price - a.mean_price
+        mean = a.mean_price + delta * b.tick_count / ticks
+        deviation += delta * delta * a.tick_count * (b.tick_count / ticks)
+    return a._replace(
+        open=opening.open,
+        high=max(a.high, b.high),
+        low=min(a.low, b.low),
+        close=closing.close,
+        volume=a.volume + b.volume,
+        notional=a.notional + b.notional,
+        tick_count=ticks,
+        trade_count=a.trade_count + b.trade_count,
+        poll_count=a.poll_count + b.poll_count,
+        mean_price=mean,
+        square_deviation=deviation,
+        first_event_time=opening.first_event_time,
+        open_partition=opening.open_partition,
+        open_offset=opening.open_offset,
+        last_event_time=closing.last_event_time,
+        close_partition=closing.close_partition,
+        close_offset=closing.close_offset,
+        last_receipt_time=max(a.last_receipt_time, b.last_receipt_time),
+        previous_close=closing.previous_close if closing.previous_close is not None else first.previous_close,
+    )
+
+
+def from_ms(milliseconds: int) -> dt.datetime:
+    """Return the UTC time of epoch milliseconds, exactly."""
+    return EPOCH + dt.timedelta(milliseconds=milliseconds)
+
+
+class CommitResult(NamedTuple):
+    """What a micro-batch committed."""
+
+    input_rows: int
+    dead_letters: int
+    bars: int
+    late_ticks: int
+    commit_ms: int
+    next_offsets: dict[int, int]
+
+
+class Snapshot(NamedTuple):
+    """The stored offsets and bars of one instant."""
+
+    topic: str
+    topic_id: str
+    window_ms: int
+    offsets: pd.DataFrame
+    bars: pd.DataFrame
+    dead_letters: int
+
+
+class Store:
+    """One database of the pipeline. Connects when first used; a connection that died is replaced at the next use.
+
+    Reads may come from several threads. A write is one transaction, by one thread at a time.
+    """
+
+    def __init__(self, url: str, topic: str) -> None:
+        self.url, self.topic = url, topic
+        self._lock = threading.RLock()
+        self._connection: Any = None
+
+    # connections
+
+    def _connect(self) -> Any:
+        try:
+            connection = psycopg2.connect(
+                self.url,
+                connect_timeout=CONNECT_TIMEOUT_SECONDS,
+                application_name="stocks",
+                # A connection whose server or network has gone is noticed within seconds, not hours.
+                keepalives_idle=5,
+                keepalives_interval=2,
+                keepalives_count=3,
+                options="-c timezone=UTC -c client_min_messages=warning",
+            )
+        except psycopg2.OperationalError as error:
+            raise self._unavailable(error) from None
+        return connection
+
+    def _unavailable(self, error: Exception) -> UnavailableError:
+        said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return UnavailableError(f"cannot use PostgreSQL at {masked_url(self.url)}: {said}; is it running? (`stocks status`)")
+
+    @contextlib.contextmanager
+    def _transaction(self, *, read_only: bool = False, repeatable: bool = False) -> Iterator[Any]:
+        """Yield a cursor; commit at the end, roll back on any error, drop a connection that has died."""
+        with self._lock:
+            if self._connection is None or self._connection.closed:
+                self._connection = self._connect()
+            connection = self._connection
+            try:
+                connection.set_session(isolation_level="REPEATABLE READ" if repeatable else "READ COMMITTED", readonly=read_only)
+                with connection, connection.cursor() as cursor:
+                    yield cursor
+            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+                connection.close()
+                raise self._unavailable(error) from error
+            except pg_errors.InsufficientPrivilege as error:
+                raise PipelineError(f"cannot use the tables: {_first_line(error)}; grant the right to this user") from error
+            except (psycopg2.ProgrammingError, psycopg2.DataError, psycopg2.IntegrityError) as error:
+                raise SchemaError(f"cannot use the tables: {_first_line(error)}; `stocks doctor` compares them") from error
+
+    def close(self) -> None:
+        """Close the connection; a later use opens another."""
+        with self._lock:
+            if self._connection is not None:
+                self._connection.close()
+
+    # the schema
+
+    def create_tables(self) -> None:
+        """Create the tables at first start, check them at every later one, and renew views that differ.
+
+        Raises SchemaError that shows each difference between the tables there and the ones this program creates.
+        """
+        with self._transaction() as cursor:
+            cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+            cursor.execute("select to_regclass('stock_aggregates') is not null")
+            if not cursor.fetchone()[0]:
+                cursor.execute(_read_sql("schema.sql"))
+                cursor.execute(_read_sql("views.sql"))
+                return
+            wanted_tables, wanted_views = _wanted_schema(cursor)
+            faults = _differences(wanted_tables, _describe_tables(cursor))
+            if faults:
+                raise SchemaError(
+                    f"cannot use the tables: {'; '.join(faults)}; undo that change, or name an empty database, which is filled again from the topic"
+                )
+            if wanted_views != _describe_views(cursor):
+                _drop_views(cursor)
+                cursor.execute(_read_sql("views.sql"))
+
+    def bind(self, topic_id: str, window_ms: int) -> None:
+        """Tie this database to one topic and one window at first start.
+
+        Raises SchemaError, with both sides shown, if it is tied to others.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                "insert into pipeline_identity (topic, topic_id, window_ms) values (%s, %s, %s) on conflict do nothing",
+                (self.topic, topic_id, window_ms),
+            )
+            cursor.execute("select topic, topic_id, window_ms from pipeline_identity")
+            topic, stored_id, stored_window = cursor.fetchone()
+        way_out = "name another database in DATABASE_URL, which is filled from the topic"
+        if topic != self.topic:
+            raise SchemaError(f"cannot start the stream: this database holds the bars of topic {topic!r}, not of {self.topic!r}; {way_out}")
+        if stored_id != topic_id:
+            raise SchemaError(
+                f"cannot start the stream: topic {topic!r} has id {topic_id}, the stored offsets belong to id {stored_id}: "
+                f"it was deleted and made again; {way_out}"
+            )
+        if stored_window != window_ms:
+            raise SchemaError(
+                f"cannot start the stream: this database holds bars of {stored_window / 1000:g} s, WINDOW is {window_ms / 1000:g} s; "
+                f"set WINDOW back, or {way_out}"
+            )
+
+    @contextlib.contextmanager
+    def only_stream(self, patience_seconds: float = 10) -> Iterator[None]:
+        """Hold the right to write bars into this database, on a connection of its own.
+
+        Waits a little, since PostgreSQL may need a moment to notice that a killed holder is gone. Raises
+        AlreadyRunningError if another stream has it.
+        """
+        connection = self._connect()
+        connection.autocommit = True
+
+        @retry(
+            retry=retry_if_exception_type(AlreadyRunningError), stop=stop_after_delay(patience_seconds), wait=wait_fixed(0.2), reraise=True
+        )
+        def take() -> None:
+            with connection.cursor() as cursor:
+                cursor.execute("select pg_try_advisory_lock(%s)", (STREAM_LOCK,))
+                if cursor.fetchone()[0]:
+                    return
+                cursor.execute(
+                    "select pid, backend_start from pg_stat_activity where pid = (select pid from pg_locks where locktype = 'advisory'"
+                    " and objid = %s and granted and database = (select oid from pg_database where datname = current_database()) limit 1)",
+                    (STREAM_LOCK,),
+                )
+                holder = cursor.fetchone()
+            since = f", connected since {holder[1]:%Y-%m-%d %H:%M:%S} UTC" if holder else ""
+            raise AlreadyRunningError(
+                f"cannot start the stream: another stream writes to this database{since}; stop it, or name another database in DATABASE_URL"
+            )
+
+        try:
+            take()
+            yield
+        except psycopg2.OperationalError as error:
+            raise self._unavailable(error) from error
+        finally:
+            connection.close()
+
+    # the stream's writes
+
+    def load_offsets(self) -> dict[int, int]:
+        """Return the next offset of each partition that has been consumed from."""
+        with self._transaction(read_only=True) as cursor:
+            cursor.execute("select partition, next_offset from stream_offsets where topic = %s", (self.topic,))
+            return dict(cursor.fetchall())
+
+    def commit_batch(self, batch: Batch, watermark_delay_ms: int) -> CommitResult:
+        """Merge the bars, keep the dead letters, append the progress and advance the offsets, all or nothing.
+
+        Raises OffsetsMovedError if the stored offsets are not those that the batch was filtered by; nothing is merged then.
+        """
+        began = time.monotonic()
+        bars = merge_bars(batch.bars)
+        with self._transaction() as cursor:
+            cursor.execute(
+                "select partition, next_offset from stream_offsets where topic = %s order by partition for update", (self.topic,)
+            )
+            stored = dict(cursor.fetchall())
+            if stored != batch.filtered_by:
+                raise OffsetsMovedError(
+                    f"cannot merge batch {batch.batch_id}: it was filtered by offsets {batch.filtered_by}, {stored} are stored; it is read again"
+                )
+            cursor.execute("select watermark from stream_watermark for update")
+            row = cursor.fetchone()
+            watermark_before = row[0] if row else None
+            late = _merge_into(cursor, bars, watermark_before)
+            _keep_letters(cursor, self.topic, batch.dead_letters)
+            self._advance(cursor, batch)
+            watermark = _advance_watermark(cursor, bars, watermark_delay_ms)
+            dead = sum(count.dead for count in batch.counts)
+            rows = sum(count.good for count in batch.counts) + dead
+            commit_ms = round((time.monotonic() - began) * 1000)
+            if batch.previous_progress is not None:
+                cursor.execute(
+                    "update query_progress set spark_progress = %s where run_id = %s and batch_id = %s",
+                    (batch.previous_progress, batch.run_id, batch.batch_id - 1),
+                )
+            cursor.execute(
+                "insert into query_progress (run_id, batch_id, started_at, committed_at, input_rows, dead_letters, bars, late_ticks,"
+                " max_event_time, max_receipt_time, watermark, aggregate_ms, commit_ms)"
+                " values (%s, %s, %s, clock_timestamp(), %s, %s, %s, %s, %s, %s, %s, %s, %s)",
+                (
+                    batch.run_id,
+                    batch.batch_id,
+                    batch.started_at,
+                    rows,
+                    dead,
+                    len(bars),
+                    late,
+                    from_ms(max(bar.last_event_time for bar in bars)) if bars else None,
+                    from_ms(max(bar.last_receipt_time for bar in bars)) if bars else None,
+                    watermark,
+                    batch.aggregate_ms,
+                    commit_ms,
+                ),
+            )
+            cursor.execute(sql.SQL("notify {}, {}").format(sql.Identifier(NOTIFY_CHANNEL), sql.Literal(str(batch.batch_id))))
+        return CommitResult(rows, dead, len(bars), late, commit_ms, {count.partition: count.next_offset for count in batch.counts})
+
+    def _advance(self, cursor: Any, batch: Batch) -> None:
+        execute_values(
+            cursor,
+            "insert into stream_offsets as o (topic, topic_id, partition, first_offset, next_offset, good_count, dead_letter_count) values %s"
+            " on conflict (topic, partition) do update set next_offset = excluded.next_offset,"
+            " good_count = o.good_count + excluded.good_count, dead_letter_count = o.dead_letter_count + excluded.dead_letter_count,"
+            " updated_at = now()",
+            [(self.topic, count.partition, count.first_offset, count.next_offset, count.good, count.dead) for count in batch.counts],
+            template="(%s, (select topic_id from pipeline_identity), %s, %s, %s, %s, %s)",
+        )
+
+    def beat(self, stage: str, state: str, detail: str, since: dt.datetime | None = None) -> None:
+        """Record the last word of a stage. ``since`` is kept while the state stays the same, unless it is given."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "insert into stage_state as s (stage, state, detail, since, beat_at) values (%(stage)s, %(state)s, %(detail)s,"
+                " coalesce(%(since)s, now()), now()) on conflict (stage) do update set state = excluded.state, detail = excluded.detail,"
+                " since = case when %(since)s is null and s.state = excluded.state then s.since else excluded.since end, beat_at = now()",
+                {"stage": stage, "state": state, "detail": detail, "since": since},
+            )
+
+    def finish_progress(self, run_id: str, batch_id: int, spark_progress: str) -> None:
+        """Add Spark's own account of a batch that no later batch follows."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "update query_progress set spark_progress = %s where run_id = %s and batch_id = %s", (spark_progress, run_id, batch_id)
+            )
+
+    # what readers load
+
+    def _frame(self, query: str, arguments: Any = None) -> pd.DataFrame:
+        with self._transaction(read_only=True) as cursor:
+            return _fetch_frame(cursor, query, arguments)
+
+    def query(self, query: str, arguments: Any = None) -> pd.DataFrame:
+        """Return the rows of any reading statement as a DataFrame; times are in UTC."""
+        return self._frame(query, arguments)
+
+    def load_bars(self, symbol: str, width: str | None = None, since: dt.datetime | None = None, limit: int = 500) -> pd.DataFrame:
+        """Return the last `limit` bars of a symbol in time order; a width of None is the stored one.
+
+        Columns are those of stock_aggregates that a reader wants: symbol, window_start, window_end, open, high, low, close,
+        volume, vwap, tick_count, trade_count, change_pct, is_final, revision, late_tick_count, updated_at and others.
+        ``is_final`` goes on with the clock where data have stopped.
+        """
+        with self._transaction(read_only=True) as cursor:
+            if width is not None:
+                cursor.execute("select %s::interval = window_ms * interval '1 millisecond' from pipeline_identity", (width,))
+                row = cursor.fetchone()
+                width = None if row is None or row[0] else width
+            if width is None:
+                source = sql.SQL("select * from stock_aggregates where symbol = %(symbol)s and window_start >= %(since)s")
+            else:
+                # Enough stored bars for the wanted number of wide ones, counted back from the last.
+                source = sql.SQL(
+                    "select * from wider_bars(%(width)s::interval, %(symbol)s, greatest(%(since)s, (select max(window_start) from stock_aggregates"
+                    " where symbol = %(symbol)s) - %(limit)s * %(width)s::interval))"
+                )
+            frame = _fetch_frame(
+                cursor,
+                sql.SQL("select * from ({}) bars order by window_start desc limit %(limit)s").format(source),
+                {"symbol": symbol, "width": width, "since": since or EPOCH, "limit": limit},
+            )
+            cursor.execute("select watermark from watermark_now")
+            row = cursor.fetchone()
+        if row is not None and len(frame):
+            frame["is_final"] |= frame["window_end"] <= pd.Timestamp(row[0])
+        return frame.iloc[::-1].reset_index(drop=True)
+
+    def load_prices(self) -> pd.DataFrame:
+        """Return one row a symbol: symbol, price, change, change_pct, change_since, volume, event_time, receipt_time, updated_at …"""
+        return self._frame("select * from latest_prices order by symbol")
+
+    def load_stages(self) -> pd.DataFrame:
+        """Return the last word of each stage: stage, state, detail, since, beat_at; feed, kafka, spark, postgres in this order."""
+        return self._frame(
+            "select s.stage, coalesce(t.state, 'stopped') as state, coalesce(t.detail, 'has not started yet') as detail, t.since, t.beat_at"
+            " from (values (1, 'feed'), (2, 'kafka'), (3, 'spark')) s (place, stage) left join stage_state t using (stage)"
+            " union all select 'postgres', 'running', 'PostgreSQL ' || split_part(current_setting('server_version'), ' ', 1),"
+            " pg_postmaster_start_time(), now()"
+        )
+
+    def load_progress(self, limit: int = 200) -> pd.DataFrame:
+        """Return the last `limit` micro-batches, oldest first: the columns of query_progress."""
+        return self._frame(
+            "select * from (select * from query_progress order by committed_at desc limit %s) p order by committed_at", (limit,)
+        )
+
+    def load_dead_letters(self, limit: int = 100) -> pd.DataFrame:
+        """Return the last `limit` dead letters: the columns of dead_letters, newest first."""
+        return self._frame('select * from dead_letters order by recorded_at desc, partition, "offset" desc limit %s', (limit,))
+
+    def load_accounts(self) -> pd.DataFrame:
+        """Return for each partition what was consumed: partition, first_offset, next_offset, good_count, dead_letter_count."""
+        return self._frame(
+            "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets where topic = %s order by partition",
+            (self.topic,),
+        )
+
+    def snapshot(self) -> Snapshot:
+        """Return offsets, bars and the number of dead letters as they were at one instant.
+
+        Raises SchemaError if no stream has written here yet.
+        """
+        with self._transaction(read_only=True, repeatable=True) as cursor:
+            cursor.execute("select topic, topic_id, window_ms from pipeline_identity")
+            row = cursor.fetchone()
+            if row is None:
+                raise SchemaError("cannot read the bars: no stream has written to this database yet; run `stocks stream`")
+            offsets = _fetch_frame(
+                cursor, "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets order by partition"
+            )
+            bars = _fetch_frame(cursor, "select * from stock_aggregates order by symbol, window_start")
+            cursor.execute("select count(*) from dead_letters where topic = %s", (self.topic,))
+            return Snapshot(*row, offsets, bars, cursor.fetchone()[0])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _read_sql(name: str) -> str:
+    return resources.files("pipeline_lib").joinpath("sql", name).read_text("utf-8")
+
+
+def _fetch_frame(cursor: Any, query: Any, arguments: Any = None) -> pd.DataFrame:
+    cursor.execute(query, arguments)
+    frame = pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
+    for column in cursor.description:
+        if column.type_code == extensions.PYDATETIMETZ.values[0]:
+            frame[column.name] = pd.to_datetime(frame[column.name], utc=True).astype("datetime64[us, UTC]")
+    return frame
+
+
+def _merge_into(cursor: Any, bars: list[PartialBar], watermark: dt.datetime | None) -> int:
+    """Merge the bars into the table; return how many ticks came after their bar was final."""
+    rows, late_ticks = [], 0
+    for bar in bars:
+        end = from_ms(bar.window_end)
+        late = bar.tick_count + bar.poll_count if watermark is not None and end <= watermark else 0
+        late_ticks += late
+        rows.append(
+            (
+                *bar[:1],
+                from_ms(bar.window_start),
+                end,
+                *bar[3:14],
+                from_ms(bar.first_event_time),
+                bar.open_partition,
+                bar.open_offset,
+                from_ms(bar.last_event_time),
+                bar.close_partition,
+                bar.close_offset,
+                from_ms(bar.last_receipt_time),
+                bar.previous_close,
+                late,
+            )
+        )
+    execute_values(cursor, _MERGE, rows, page_size=ROWS_A_STATEMENT)
+    return late_ticks
+
+
+def _keep_letters(cursor: Any, topic: str, letters: Iterable[DeadLetter]) -> None:
+    remaining = iter(letters)
+    while piece := list(islice(remaining, LETTERS_A_STATEMENT)):
+        execute_values(
+            cursor,
+            'insert into dead_letters (topic, partition, "offset", broker_time, reason, key, value, value_length, value_sha256) values %s',
+            [(topic, x.partition, x.offset, from_ms(x.timestamp), x.reason, x.key, x.value, x.value_length, x.value_sha256) for x in piece],
+            page_size=LETTERS_A_STATEMENT,
+        )
+
+
+def _advance_watermark(cursor: Any, bars: list[PartialBar], delay_ms: int) -> dt.datetime | None:
+    """Move the watermark up to the latest event time less the delay, never back, and mark the bars it has passed."""
+    if not bars:
+        return None
+    latest = from_ms(max(bar.last_event_time for bar in bars))
+    cursor.execute(
+        "insert into stream_watermark as w (max_event_time, watermark) values (%s, %s) on conflict (only_row) do update set"
+        " max_event_time = greatest(w.max_event_time, excluded.max_event_time), watermark = greatest(w.watermark, excluded.watermark),"
+        " updated_at = now() returning watermark",
+        (latest, latest - dt.timedelta(milliseconds=delay_ms)),
+    )
+    watermark = cursor.fetchone()[0]
+    cursor.execute("update stock_aggregates set is_final = true where not is_final and window_end <= %s", (watermark,))
+    return watermark
+
+
+# The schema that is wanted is made for a moment, in a schema of its own that is rolled back, so that it stands in
+# schema.sql and views.sql alone.
+
+
+def _describe_tables(cursor: Any, schema: str = "public") -> dict[str, dict[str, str]]:
+    cursor.execute(
+        "select c.relname, a.attname, format_type(a.atttypid, a.atttypmod) || case when a.attnotnull then ' not null' else '' end"
+        " from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
+        " where c.relnamespace = %s::regnamespace and c.relkind in ('r', 'p') and c.relname = any(%s)",
+        (schema, list(TABLES)),
+    )
+    tables: dict[str, dict[str, str]] = {}
+    for table, column, kind in cursor.fetchall():
+        tables.setdefault(table, {})[column] = kind
+    cursor.execute(
+        "select c.relname, pg_get_constraintdef(k.oid) from pg_constraint k join pg_class c on c.oid = k.conrelid"
+        " where c.relnamespace = %s::regnamespace and k.contype in ('p', 'u', 'c') and c.relname = any(%s)",
+        (schema, list(TABLES)),
+    )
+    for table, definition in cursor.fetchall():
+        tables[table][definition] = "present"
+    return tables
+
+
+def _describe_views(cursor: Any, schema: str = "public") -> dict[str, str]:
+    cursor.execute(
+        "select relname, pg_get_viewdef(oid) from pg_class where relnamespace = %(schema)s::regnamespace and relkind = 'v'"
+        " union all select proname, prosrc from pg_proc where pronamespace = %(schema)s::regnamespace"
+        " and proname in ('wider_bars', 'ema_step', 'ema')",
+        {"schema": schema},
+    )
+    return {name: text.replace(f"{schema}.", "") for name, text in cursor.fetchall()}
+
+
+def _wanted_schema(cursor: Any) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    cursor.execute("savepoint before_wanted; create schema stocks_wanted; set local search_path to stocks_wanted")
+    cursor.execute(_read_sql("schema.sql"))
+    cursor.execute(_read_sql("views.sql"))
+    wanted = _describe_tables(cursor, "stocks_wanted"), _describe_views(cursor, "stocks_wanted")
+    cursor.execute("rollback to savepoint before_wanted")
+    return wanted
+
+
+def _drop_views(cursor: Any) -> None:
+    names = (
+        "symbols, watermark_now, bars_1m, bars_5m, bars_15m, bars_1h, moving_averages, session_vwap, volatility, latest_prices, top_movers"
+    )
+    cursor.execute(f"drop view if exists {names} cascade")
+    cursor.execute(
+        "drop function if exists wider_bars cascade; drop aggregate if exists ema (double precision, double precision);"
+        " drop function if exists ema_step cascade"
+    )
+
+
+def _differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
+    faults = []
+    for table, columns in wanted.items():
+        if table not in found:
+            faults.append(f"table {table} is missing")
+            continue
+        for name, kind in columns.items():
+            there = found[table].get(name)
+            if there is None:
+                faults.append(f"{table} has no {name} ({kind})" if kind != "present" else f"{table} lacks {name}")
+            elif there != kind:
+                faults.append(f"{table}.{name} is {there}, should be {kind}")
+        faults += [f"{table} has a {name} too many" for name in sorted(set(found[table]) - set(columns))]
+    return faults

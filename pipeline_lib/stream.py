@@ -1,0 +1,427 @@
+"""The stream: Spark reads the topic in micro-batches, aggregates each, and hands the few rows to the sink.
+
+Spark keeps no state between batches and its checkpoint is a bookmark that is thrown away: every query starts at the
+offsets that the sink holds. So a query that fails is replaced by a new one, and nothing is read twice or left out. It
+knows neither PostgreSQL nor services: the sink and the runtime are given. Called by pipeline.py, notebooks and tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import psutil
+from pyspark.errors import StreamingQueryException
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.streaming.query import StreamingQuery
+
+from pipeline_lib.bars import SESSION_CONFIG, bar_of_row, count_partitions, parse_ticks, select_dead, select_unseen, window_bars
+from pipeline_lib.config import duration_ms
+from pipeline_lib.errors import MessageError, OffsetsMovedError, PipelineError, TopicError, UnavailableError
+from pipeline_lib.records import Batch, DeadLetter, check_size, decode_tick
+
+# Bounds the first batch after a stop: about 150 MB of full ticks, read in a stream and never held at once.
+MAX_OFFSETS_PER_TRIGGER = 500_000
+
+# Dead letters are fetched in pieces of about this many, 4 kB each at most.
+LETTERS_A_PIECE = 2_000
+
+# Two: the cores of a small machine. The default of 200 makes every micro-batch take seconds.
+SHUFFLE_PARTITIONS = 2
+
+# A fault without a word of its own may pass, but not for ever: so many queries in a row that commit nothing.
+MAX_FRUITLESS_QUERIES = 5
+MAX_BACKOFF_SECONDS = 10.0
+
+KEPT_PROGRESS = 500
+
+
+class SparkRuntime(NamedTuple):
+    """What Spark needs of this machine: the Java it runs on, the connector's jars, and the file it logs to."""
+
+    java_home: Path
+    jars: tuple[Path, ...]
+    log: Path
+
+
+class Sink(Protocol):
+    """Where bars go: the part of store.Store that the stream needs."""
+
+    def load_offsets(self) -> dict[int, int]:
+        """Return the next offset of each partition that has been consumed from."""
+
+    def commit_batch(self, batch: Batch, watermark_delay_ms: int) -> Any:
+        """Commit all of a batch or nothing; raises OffsetsMovedError if its filter was not by the stored offsets."""
+
+    def finish_progress(self, run_id: str, batch_id: int, spark_progress: str) -> None:
+        """Add Spark's own account of a batch that no later batch follows."""
+
+
+class Plan(NamedTuple):
+    """What a stream is to do. Durations are in Spark's words, as in the settings."""
+
+    servers: str
+    topic: str
+    partitions: tuple[int, ...]
+    window_ms: int
+    watermark_delay: str
+    trigger: str
+    checkpoints: Path
+
+
+def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
+    """Return the Spark session of this process, started if there is none; it logs to a file and prints nothing."""
+    runtime.log.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["JAVA_HOME"] = str(runtime.java_home)
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    java_options = f"-XX:+UseParallelGC -Dlog4j2.configurationFile={_log_configuration(runtime.log).as_uri()}"
+    builder = (
+        SparkSession.builder.master(master)
+        .appName("stocks")
+        .config("spark.jars", ",".join(str(jar) for jar in runtime.jars))
+        .config("spark.driver.extraJavaOptions", java_options)
+        .config("spark.driver.memory", "1g")
+        .config("spark.driver.host", "127.0.0.1")
+        .config("spark.driver.bindAddress", "127.0.0.1")
+        .config("spark.ui.enabled", "false")
+        .config("spark.ui.showConsoleProgress", "false")
+        .config("spark.sql.shuffle.partitions", str(SHUFFLE_PARTITIONS))
+        .config("spark.sql.streaming.numRecentProgressUpdates", "20")
+    )
+    for name, value in SESSION_CONFIG.items():
+        builder = builder.config(name, value)
+    with _errors_to(runtime.log):
+        return builder.getOrCreate()
+
+
+def _log_configuration(log: Path) -> Path:
+    text = (Path(__file__).parent / "spark-log4j2.properties").read_text("utf-8")
+    configuration = log.with_suffix(".log4j2.properties")
+    configuration.write_text(text.replace("LOG_FILE", log.as_posix()), "utf-8")
+    return configuration
+
+
+@contextlib.contextmanager
+def _errors_to(log: Path) -> Iterator[None]:
+    """Give the JVM that starts inside a standard error that is the log: a notebook would show it in whichever cell runs."""
+    saved = os.dup(2)
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 2)
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+class Stream:
+    """One stream: a thread that keeps a query running until it is stopped, or has caught up.
+
+    ``state`` is one of stopped, running, waiting (for Kafka or the sink to come back) and failed; ``error`` says why.
+    """
+
+    def __init__(
+        self, session: SparkSession, plan: Plan, sink: Sink, *, console: bool = False, report: Callable[[str], None] | None = None
+    ) -> None:
+        self.plan, self.sink = plan, sink
+        self.state, self.error = "stopped", None
+        self.committed_rows = self.committed_batches = self.dead_letters = 0
+        self.progress: deque[dict[str, Any]] = deque(maxlen=KEPT_PROGRESS)
+        self._session, self._console = session, console
+        self._report = report or (lambda line: None)
+        self._stopping, self._first_commit = threading.Event(), threading.Event()
+        self._in_batch = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._offsets: dict[int, int] = {}
+        self._run_id, self._last_batch_id = "", -1
+        self._query: StreamingQuery | None = None
+        self._batch_error: BaseException | None = None
+
+    # starting and stopping
+
+    def start(self, *, until_caught_up: bool = False) -> Stream:
+        """Start reading; with `until_caught_up` it ends when it has read what is in the topic now."""
+        self._stopping.clear()
+        self.state, self.error = "running", None
+        self._thread = threading.Thread(target=self._keep_running, args=(until_caught_up,), name="stream", daemon=True)
+        self._thread.start()
+        return self
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Return whether the stream has ended within that time. Raises the error that ended it, if one did."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
+        if self.error is not None:
+            raise self.error
+        return True
+
+    def wait_for_commit(self, seconds: float) -> bool:
+        """Return whether something has been committed since the start, waiting at most that long."""
+        return self._first_commit.wait(seconds)
+
+    def stop(self) -> None:
+        """End the stream after the micro-batch in hand; what it committed stays, what it did not is read next time."""
+        self._stopping.set()
+        with self._in_batch:
+            query = self._query
+            if query is not None and query.isActive:
+                query.stop()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        if self.state != "failed":
+            self.state = "stopped"
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.stop()
+
+    # the thread
+
+    def _keep_running(self, until_caught_up: bool) -> None:
+        fruitless = 0
+        backoff = 0.5
+        while not self._stopping.is_set():
+            rows_before = self.committed_batches
+            try:
+                self._run_query(until_caught_up)
+                break
+            except PipelineError as error:
+                failure = error
+            except Exception as error:
+                # Whatever it is, it ends this stream with its own words instead of a dead thread.
+                self._fail(PipelineError(f"cannot go on with the stream: {_first_line(error)}; see the log of Spark"))
+                return
+            if self._stopping.is_set():
+                break
+            if self.committed_batches > rows_before:
+                fruitless, backoff = 0, 0.5
+            fruitless += 1
+            if not failure.retriable or (isinstance(failure, QueryLostError) and fruitless >= MAX_FRUITLESS_QUERIES):
+                self._fail(failure)
+                return
+            self.state = "waiting"
+            self._report(f"stream waits {backoff:.1f} s and starts anew: {failure}")
+            self._stopping.wait(backoff)
+            backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
+        self.state = "stopped"
+
+    def _fail(self, error: PipelineError) -> None:
+        self.state, self.error = "failed", error
+
+    def _run_query(self, until_caught_up: bool) -> None:
+        """Run one query, from the stored offsets and with a folder of its own, to its end."""
+        self._offsets = self.sink.load_offsets()
+        self._run_id, self._last_batch_id = uuid.uuid4().hex[:12], -1
+        self._batch_error = None
+        folder = _new_checkpoint(self.plan.checkpoints, self._run_id)
+        try:
+            with self._in_batch:
+                if self._stopping.is_set():
+                    return
+                self._query = self._start_query(folder, until_caught_up)
+            self.state = "running"
+            while not self._query.awaitTermination(1):
+                pass
+        except StreamingQueryException as error:
+            if self._stopping.is_set():
+                return
+            raise self._explain(error) from error
+        finally:
+            self._finish_progress()
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _start_query(self, folder: Path, until_caught_up: bool) -> StreamingQuery:
+        plan = self.plan
+        # Every partition has to be named; -2 is Kafka's word for the earliest message there is.
+        starts = {plan.topic: {str(number): self._offsets.get(number, -2) for number in sorted({*plan.partitions, *self._offsets})}}
+        messages = (
+            self._session.readStream.format("kafka")
+            .option("kafka.bootstrap.servers", plan.servers)
+            .option("subscribe", plan.topic)
+            .option("startingOffsets", json.dumps(starts))
+            .option("maxOffsetsPerTrigger", MAX_OFFSETS_PER_TRIGGER)
+            .option("failOnDataLoss", "true")
+            .option("kafkaConsumer.pollTimeoutMs", 20_000)
+            .option("kafka.request.timeout.ms", 10_000)
+            .option("kafka.default.api.timeout.ms", 15_000)
+            .load()
+        )
+        writer = (
+            messages.writeStream.foreachBatch(self._on_batch).option("checkpointLocation", str(folder)).queryName("bars_" + self._run_id)
+        )
+        trigger = {"availableNow": True} if until_caught_up else {"processingTime": plan.trigger}
+        return writer.trigger(**trigger).start()  # type: ignore[arg-type]
+
+    def _explain(self, error: StreamingQueryException) -> PipelineError:
+        if isinstance(self._batch_error, PipelineError):
+            return self._batch_error
+        said = _first_line(self._batch_error or error)
+        text = str(error)
+        if "OffsetOutOfRange" in text or "data loss" in text.lower() or "failOnDataLoss" in text:
+            return TopicError(
+                f"cannot go on with the stream: topic {self.plan.topic!r} no longer holds the offsets to go on from "
+                f"({self._offsets}): {said}; "
+                "name an empty database, which is filled from what the topic still holds"
+            )
+        if "kafka" in text and ("Timeout" in text or "disconnect" in text.lower() or "No resolvable bootstrap" in text):
+            return UnavailableError(
+                f"cannot read topic {self.plan.topic!r} at {self.plan.servers}: {said}; is Kafka running? (`stocks status`)"
+            )
+        return QueryLostError(f"cannot go on with the query: {said}; see the log of Spark")
+
+    # a micro-batch
+
+    def _on_batch(self, messages: DataFrame, batch_id: int) -> None:
+        with self._in_batch:
+            if self._stopping.is_set():
+                raise PipelineError("the stream is being stopped: this batch is read next time")
+            try:
+                self._commit(messages, batch_id)
+            except BaseException as error:
+                self._batch_error = error
+                raise
+
+    def _commit(self, messages: DataFrame, batch_id: int) -> None:
+        for _ in range(3):
+            began, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
+            filtered_by = dict(self._offsets)
+            ticks = parse_ticks(select_unseen(messages, filtered_by))
+            rows = window_bars(ticks, self.plan.window_ms).collect()
+            if not rows:
+                return
+            counts = count_partitions(rows)
+            batch = Batch(
+                run_id=self._run_id,
+                batch_id=batch_id,
+                started_at=started_at,
+                filtered_by=filtered_by,
+                bars=[bar_of_row(row, self.plan.window_ms) for row in rows if row["symbol"] is not None],
+                counts=counts,
+                dead_letters=fetch_dead_letters(ticks, sum(count.dead for count in counts)),
+                aggregate_ms=round((time.monotonic() - began) * 1000),
+                previous_progress=self._spark_progress(batch_id - 1),
+            )
+            try:
+                result = self.sink.commit_batch(batch, duration_ms(self.plan.watermark_delay))
+            except OffsetsMovedError as error:
+                self._report(str(error))
+                self._offsets = self.sink.load_offsets()
+                continue
+            self._note(batch, result)
+            return
+        raise UnavailableError("cannot commit the batch: the stored offsets moved three times; stop the other stream on this database")
+
+    def _note(self, batch: Batch, result: Any) -> None:
+        self._offsets = {**self._offsets, **result.next_offsets}
+        self._last_batch_id = batch.batch_id
+        self.committed_rows += result.input_rows
+        self.committed_batches += 1
+        self.dead_letters += result.dead_letters
+        self.progress.append(
+            {
+                "batch_id": batch.batch_id,
+                "input_rows": result.input_rows,
+                "dead_letters": result.dead_letters,
+                "bars": result.bars,
+                "late_ticks": result.late_ticks,
+                "aggregate_ms": batch.aggregate_ms,
+                "commit_ms": result.commit_ms,
+            }
+        )
+        self._first_commit.set()
+        if self._console:
+            for line in format_batch(batch):
+                self._report(line)
+
+    def _spark_progress(self, batch_id: int) -> str | None:
+        """Return Spark's account of a batch as JSON, if it is the last one that Spark knows of."""
+        last = self._query.lastProgress if self._query is not None else None
+        return last.json if last is not None and last.batchId == batch_id else None
+
+    def _finish_progress(self) -> None:
+        progress = self._spark_progress(self._last_batch_id) if self._last_batch_id >= 0 else None
+        # Spark's account of the last batch is worth having, and not worth an error of its own when PostgreSQL is away.
+        with contextlib.suppress(UnavailableError):
+            if progress is not None:
+                self.sink.finish_progress(self._run_id, self._last_batch_id, progress)
+
+
+class QueryLostError(PipelineError):
+    """The query ended for a reason that is not known to be lasting, such as a checkpoint folder that went away."""
+
+    retriable = True
+
+
+def fetch_dead_letters(ticks: DataFrame, count: int) -> Iterator[DeadLetter]:
+    """Yield the dead letters of parsed messages, each with its reason, in pieces that fit in memory.
+
+    Costs a second pass over the batch, so it is made only where the first one has counted any.
+    """
+    if not count:
+        return
+    pieces = -(-count // LETTERS_A_PIECE)
+    for row in select_dead(ticks).repartition(pieces, "partition", "offset").toLocalIterator():
+        key = None if row["key"] is None else bytes(row["key"])
+        value = None if row["value"] is None else bytes(row["value"])
+        yield DeadLetter(
+            partition=row["partition"],
+            offset=row["offset"],
+            timestamp=row["timestamp"],
+            reason=find_reason(value, key, row["length"]),
+            key=key,
+            value=value,
+            value_length=row["length"],
+            value_sha256=None if row["sha256"] is None else bytes(row["sha256"]),
+        )
+
+
+def find_reason(value: bytes | None, key: bytes | None, length: int | None) -> str:
+    """Return why a message is no tick, in the words of records.decode_tick."""
+    try:
+        check_size(length)
+        decode_tick(value, key)
+    except MessageError as error:
+        return str(error)
+    return "refused by Spark's parser alone: please report this message as a fault of the grammar"
+
+
+def format_batch(batch: Batch) -> Iterator[str]:
+    """Yield the lines that show what a micro-batch writes: the debug output of the stream."""
+    messages = sum(count.good + count.dead for count in batch.counts)
+    yield f"batch {batch.batch_id}: {messages} messages, {len(batch.bars)} bars, {sum(count.dead for count in batch.counts)} dead letters"
+    for bar in sorted(batch.bars, key=lambda bar: (bar.window_start, bar.symbol)):
+        start = dt.datetime.fromtimestamp(bar.window_start / 1000, dt.UTC)
+        yield (
+            f"  {start:%Y-%m-%d %H:%M:%S} {bar.symbol:<8} open {bar.open:<10.4f} high {bar.high:<10.4f} low {bar.low:<10.4f} "
+            f"close {bar.close:<10.4f} volume {bar.volume:<12,.0f} ticks {bar.tick_count}"
+        )
+
+
+def _new_checkpoint(checkpoints: Path, run_id: str) -> Path:
+    """Return a fresh folder for one query, and remove those of processes that are gone."""
+    checkpoints.mkdir(parents=True, exist_ok=True)
+    for old in checkpoints.glob("query-*-*"):
+        if not psutil.pid_exists(int(old.name.split("-")[1])):
+            shutil.rmtree(old, ignore_errors=True)
+    folder = checkpoints / f"query-{os.getpid()}-{run_id}"
+    folder.mkdir()
+    return folder
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
