@@ -84,9 +84,8 @@ def run(command: list[str], frontend: Path, environment: dict[str, str], what: s
     done = subprocess.run(command, cwd=frontend, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
         said = " | ".join(line.strip() for line in done.stdout.splitlines() if line.strip().startswith(("npm error", "✘", "Error", "X [")))
-        raise BundleError(
-            f"`{what}` in frontend/ ended with {done.returncode}: {said[-600:] or done.stdout[-600:].strip()}; is the npm registry reachable?"
-        )
+        found = said[-600:] or done.stdout[-600:].strip()
+        raise BundleError(f"`{what}` in frontend/ ended with {done.returncode}: {found}; is the npm registry reachable?")
 
 
 def bundle(frontend: Path, static: Path) -> None:

@@ -20,7 +20,7 @@ import ipywidgets
 import pandas as pd
 
 from pipeline_lib.config import duration_ms
-from pipeline_lib.errors import UnavailableError
+from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.widgets import MOST_BARS, Bar, Board, Chart, Strip, banner_of, bar_rows, clock_words, price_rows, stage_rows
 
 log = logging.getLogger(__name__)
@@ -225,7 +225,7 @@ class Dashboard(ipywidgets.VBox):
         now = _now()
         self._show_aged(True)
         if not isinstance(error, UnavailableError):
-            words = f"The dashboard cannot load: {type(error).__name__}: {error}"
+            words = str(error) if isinstance(error, PipelineError) else f"cannot load: {type(error).__name__}: {error}"
             self.strip.notice = {"kind": "fault", "text": words}
             return
         self._down_since = self._down_since or now
@@ -234,13 +234,13 @@ class Dashboard(ipywidgets.VBox):
             "kind": "down",
             "text": f"PostgreSQL: down since {clock_words(self._down_since, now)} New York.{shown} {error}",
         }
-        self.strip.stages = [self._stage_without_database(stage, error) for stage in self.strip.stages]
+        self.strip.stages = [self._stage_without_database(stage) for stage in self.strip.stages]
 
-    def _stage_without_database(self, stage: dict[str, Any], error: Exception) -> dict[str, Any]:
+    def _stage_without_database(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Return the stage as far as it is known while PostgreSQL, which holds every stage's state, is down."""
         if stage["stage"] == "postgres":
             down_since = self._down_since or _now()
-            return {**stage, "state": "down", "detail": str(error), "since": round(down_since.timestamp() * 1000)}
+            return {**stage, "state": "down", "detail": "does not answer", "since": round(down_since.timestamp() * 1000)}
         return {**stage, "state": "unknown", "since": None}
 
     def _show_aged(self, aged: bool) -> None:

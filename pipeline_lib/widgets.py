@@ -67,10 +67,11 @@ def bar_rows(bars: pd.DataFrame) -> list[Bar]:
 
 
 def price_rows(prices: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a dict a symbol: price, change, change_pct, volume, and times in epoch milliseconds; what is unknown is None."""
+    """Return a dict a symbol: price, change, since what, volume, and times in epoch milliseconds; what is unknown is None."""
     return [
         {
             "symbol": str(row["symbol"]),
+            "change_since": str(row.get("change_since") or ""),
             **{name: _number(row.get(name)) for name in ("price", "change", "change_pct", "volume")},
             **{name: epoch_ms(row.get(name)) for name in ("event_time", "receipt_time", "updated_at")},
         }
@@ -122,8 +123,8 @@ class Chart(anywidget.AnyWidget):
 
     _esm = _bundled("chart.js")
     _css = _bundled("dashboard.css")
-    snapshot = traitlets.Dict({"bars": []}).tag(sync=True)
-    tail = traitlets.Dict({"bars": []}).tag(sync=True)
+    snapshot: traitlets.Dict[str, Any] = traitlets.Dict({"bars": []}).tag(sync=True)
+    tail: traitlets.Dict[str, Any] = traitlets.Dict({"bars": []}).tag(sync=True)
     message = traitlets.Unicode("Waiting for the first bars…").tag(sync=True)
     aged = traitlets.Bool(False).tag(sync=True)
 
@@ -161,7 +162,7 @@ class Board(anywidget.AnyWidget):
     """The last price of every symbol; ``selected`` is the symbol that was clicked."""
 
     _esm = _bundled("board.js")
-    rows = traitlets.List().tag(sync=True)
+    rows: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
     aged = traitlets.Bool(False).tag(sync=True)
     clock = traitlets.Int(0).tag(sync=True)
@@ -171,7 +172,7 @@ class Strip(anywidget.AnyWidget):
     """The state of the stages, where the data come from, and what is wrong. Tells when somebody looks at it."""
 
     _esm = _bundled("strip.js")
-    stages = traitlets.List().tag(sync=True)
-    banner = traitlets.Dict().tag(sync=True)
-    notice = traitlets.Dict().tag(sync=True)
+    stages: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
+    banner: traitlets.Dict[str, str] = traitlets.Dict().tag(sync=True)
+    notice: traitlets.Dict[str, str] = traitlets.Dict().tag(sync=True)
     clock = traitlets.Int(0).tag(sync=True)

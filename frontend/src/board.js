@@ -49,6 +49,7 @@ function fill(parts, quote, now, selected) {
   parts.shown = quote.price;
   setText(parts.change, words.signed(quote.change));
   setText(parts.percent, quote.change_pct == null ? "" : `${ARROWS[way]} ${words.signed(quote.change_pct)}%`.trim());
+  parts.change.parentElement.title = quote.change_since && `since the ${quote.change_since}`;
   setText(parts.volume, words.volume(quote.volume));
   const seen = quote.receipt_time ?? quote.updated_at;
   const old = seen == null ? null : now - seen;

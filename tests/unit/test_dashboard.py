@@ -1,0 +1,311 @@
+"""The dashboard by its traits: generated frames go in, and what the browser would draw is read. No page, no database."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+from collections.abc import Callable, Iterator
+
+import pandas as pd
+import pytest
+
+from pipeline_lib.dashboard import Dashboard
+from pipeline_lib.errors import UnavailableError
+from pipeline_lib.widgets import LONGEST_TAIL, Chart, bar_rows, stage_rows
+
+START = pd.Timestamp("2026-03-02 14:30:00", tz="UTC")
+WINDOW = pd.Timedelta(seconds=10)
+
+
+def make_bars(symbol: str = "AAPL", count: int = 5, first: int = 0) -> pd.DataFrame:
+    """Bars at +0 s, +10 s, …; the price of bar i is 100 + i, and the last bar is not final."""
+    index = range(first, first + count)
+    prices = [100.0 + i for i in index]
+    return pd.DataFrame(
+        {
+            "symbol": symbol,
+            "window_start": [START + i * WINDOW for i in index],
+            "window_end": [START + (i + 1) * WINDOW for i in index],
+            "open": prices,
+            "high": prices,
+            "low": prices,
+            "close": prices,
+            "volume": 10.0,
+            "vwap": prices,
+            "is_final": [i < count - 1 for i in range(count)],
+        }
+    )
+
+
+class Frames:
+    """What the dashboard is given to load; a test changes it while the dashboard runs."""
+
+    def __init__(self) -> None:
+        self.fault: Exception | None = None
+        self.bars = {"AAPL": make_bars("AAPL"), "<b>X</b>": make_bars("<b>X</b>", 3)}
+        self.asked: list[tuple[str, str, int]] = []
+        self.price = 101.5
+        self.beat_age = dt.timedelta(seconds=1)
+
+    def load_bars(self, symbol: str, width: str = "10 seconds", since: dt.datetime | None = None, limit: int = 500) -> pd.DataFrame:
+        self._fail()
+        self.asked.append((symbol, width, limit))
+        return self.bars[symbol].tail(limit)
+
+    def load_prices(self) -> pd.DataFrame:
+        self._fail()
+        now = pd.Timestamp.now("UTC")
+        row = {"price": self.price, "change": None, "change_pct": float("nan"), "volume": 10.0}
+        times = {"event_time": START, "receipt_time": now, "updated_at": now}
+        return pd.DataFrame([{"symbol": symbol, **row, **times} for symbol in self.bars])
+
+    def load_stages(self) -> pd.DataFrame:
+        self._fail()
+        now = pd.Timestamp.now("UTC")
+        detail = {"feed": "simulated market, 50 ticks/s; no FINNHUB_API_KEY"}
+        return pd.DataFrame(
+            [
+                {"stage": stage, "state": "running", "detail": detail.get(stage, ""), "since": START, "beat_at": now - self.beat_age}
+                for stage in ("feed", "kafka", "spark", "postgres")
+            ]
+        )
+
+    def _fail(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+@pytest.fixture
+def frames() -> Frames:
+    return Frames()
+
+
+@pytest.fixture
+def make(frames: Frames) -> Iterator[Callable[..., Dashboard]]:
+    made: list[Dashboard] = []
+
+    def make_dashboard(**options: object) -> Dashboard:
+        arguments = {"symbols": list(frames.bars), "refresh_seconds": 0.01, **options}
+        dashboard = Dashboard(
+            load_bars=frames.load_bars,
+            load_prices=frames.load_prices,
+            load_stages=frames.load_stages,
+            **arguments,  # type: ignore[arg-type]
+        )
+        made.append(dashboard)
+        return dashboard
+
+    yield make_dashboard
+    for dashboard in made:
+        dashboard.close_all()
+
+
+async def eventually(get: Callable[[], object], expected: object, timeout: float = 5.0) -> None:
+    """Wait until `get` returns what is expected; fail with what it returned last."""
+    last = get()
+    try:
+        async with asyncio.timeout(timeout):
+            while (last := get()) != expected:
+                await asyncio.sleep(0.005)
+    except TimeoutError:
+        pytest.fail(f"expected {expected!r}, last saw {last!r}")
+
+
+def drawn(chart: Chart) -> dict[int, float]:
+    """Closes by start, as the page draws them: the snapshot overlaid with the tail."""
+    return {row[0]: row[4] for row in [*chart.snapshot["bars"], *chart.tail["bars"]]}
+
+
+def closes(bars: pd.DataFrame) -> dict[int, float]:
+    return {row[0]: row[4] for row in bar_rows(bars)}
+
+
+def test_one_refresh_fills_chart_board_and_strip(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    dashboard = make()
+    asyncio.run(dashboard.refresh())
+    assert dashboard.chart.snapshot["symbol"] == "AAPL"
+    assert drawn(dashboard.chart) == closes(frames.bars["AAPL"])
+    assert [row["symbol"] for row in dashboard.board.rows] == list(frames.bars)
+    assert dashboard.board.rows[0]["change_pct"] is None
+    assert [stage["title"] for stage in dashboard.strip.stages] == ["Feed", "Kafka", "Spark", "PostgreSQL"]
+    assert dashboard.strip.notice == {}
+
+
+def test_a_simulated_market_says_so_and_that_there_is_no_key(make: Callable[..., Dashboard]) -> None:
+    dashboard = make()
+    asyncio.run(dashboard.refresh())
+    assert dashboard.strip.banner["kind"] == "simulated"
+    assert dashboard.strip.banner["title"] == "SIMULATED MARKET — no Finnhub key"
+
+
+def test_values_change_untouched_and_snapshot_is_sent_once(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        dashboard = make()
+        await eventually(lambda: drawn(dashboard.chart), closes(frames.bars["AAPL"]))
+        sent: list[object] = []
+        dashboard.chart.observe(lambda change: sent.append(change["name"]), ["snapshot", "tail"])
+        frames.price, frames.bars["AAPL"] = 102.5, make_bars("AAPL", 6)
+        await eventually(lambda: dashboard.board.rows[0]["price"], 102.5)
+        await eventually(lambda: drawn(dashboard.chart), closes(frames.bars["AAPL"]))
+        assert "snapshot" not in sent
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_the_chart_shows_the_symbol_that_is_chosen(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        dashboard = make()
+        await eventually(lambda: dashboard.chart.snapshot.get("symbol"), "AAPL")
+        dashboard.board.selected = "<b>X</b>"
+        await eventually(lambda: dashboard.chart.snapshot["symbol"], "<b>X</b>")
+        assert dashboard.symbol.value == "<b>X</b>"
+        assert drawn(dashboard.chart) == closes(frames.bars["<b>X</b>"])
+        dashboard.width.value = "5 minutes"
+        await eventually(lambda: dashboard.chart.snapshot["width"], "5 minutes")
+        assert frames.asked[-1][:2] == ("<b>X</b>", "5 minutes")
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_pause_holds_prices_and_bars_and_says_since_when(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    dashboard = make()
+    asyncio.run(dashboard.refresh())
+    dashboard.pause.value = True
+    frames.price, frames.bars["AAPL"] = 200.0, make_bars("AAPL", 9)
+    before = dashboard.board.rows, drawn(dashboard.chart)
+    asyncio.run(dashboard.refresh())
+    assert (dashboard.board.rows, drawn(dashboard.chart)) == before
+    assert dashboard.strip.notice["text"].startswith("Paused since ")
+    dashboard.pause.value = False
+    asyncio.run(dashboard.refresh())
+    assert dashboard.board.rows[0]["price"] == 200.0
+    assert dashboard.strip.notice == {}
+
+
+def test_without_postgres_the_last_picture_stays_and_is_called_old(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        dashboard = make()
+        await eventually(lambda: len(dashboard.board.rows), 2)
+        before = drawn(dashboard.chart)
+        frames.fault = UnavailableError("cannot use PostgreSQL: no answer")
+        await eventually(lambda: dashboard.strip.notice.get("kind"), "down")
+        first_words = dashboard.strip.notice["text"].split(" New York")[0]
+        assert first_words.startswith("PostgreSQL: down since ")
+        assert (drawn(dashboard.chart), dashboard.chart.aged, dashboard.board.aged) == (before, True, True)
+        assert [stage["state"] for stage in dashboard.strip.stages] == ["unknown", "unknown", "unknown", "down"]
+        await asyncio.sleep(0.05)  # several refreshes later it still says since the first
+        assert dashboard.strip.notice["text"].split(" New York")[0] == first_words
+        frames.fault = None
+        await eventually(lambda: dashboard.strip.notice, {})
+        assert not dashboard.chart.aged
+        assert [stage["state"] for stage in dashboard.strip.stages] == ["running"] * 4
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_any_other_fault_is_said_in_words_and_survived(
+    frames: Frames, make: Callable[..., Dashboard], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def watch() -> None:
+        dashboard = make()
+        frames.fault = KeyError("no such column")
+        await eventually(lambda: dashboard.strip.notice.get("kind"), "fault")
+        assert "KeyError: 'no such column'" in dashboard.strip.notice["text"]
+        frames.fault = None
+        await eventually(lambda: dashboard.strip.notice, {})
+        dashboard.stop()
+
+    asyncio.run(watch())
+    assert "could not load" in caplog.text
+
+
+def test_a_stage_that_does_not_beat_is_down_since_its_last_beat() -> None:
+    now = dt.datetime(2026, 3, 2, 15, 0, tzinfo=dt.UTC)
+    beats = {"feed": 1, "kafka": 6, "spark": 600}
+    stages = pd.DataFrame(
+        [
+            {
+                "stage": s,
+                "state": "stopped" if s == "spark" else "running",
+                "detail": "",
+                "since": START,
+                "beat_at": now - dt.timedelta(seconds=age),
+            }
+            for s, age in beats.items()
+        ]
+    )
+    rows = {row["stage"]: row for row in stage_rows(stages, now)}
+    assert {name: row["state"] for name, row in rows.items()} == {"feed": "running", "kafka": "down", "spark": "stopped"}
+    assert rows["kafka"]["since"] == (now - dt.timedelta(seconds=6)).timestamp() * 1000
+
+
+def test_a_second_dashboard_replaces_the_first(make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        first = make()
+        await eventually(lambda: len(first.board.rows), 2)
+        second = make()
+        assert not first.is_running
+        assert first.strip.notice["kind"] == "stopped"
+        await eventually(lambda: len(second.board.rows), 2)
+        second.stop()
+        assert not second.is_running
+
+    asyncio.run(watch())
+
+
+def test_a_dashboard_that_nobody_looks_at_rests_until_somebody_does(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        dashboard = make(idle_seconds=0.05)
+        await eventually(lambda: len(dashboard.board.rows), 2)
+        asked = -1
+        async with asyncio.timeout(5):
+            while asked != len(frames.asked):
+                asked = len(frames.asked)
+                await asyncio.sleep(0.1)
+        frames.price = 300.0
+        dashboard.strip._handle_custom_msg({"kind": "alive"}, [])
+        await eventually(lambda: dashboard.board.rows[0]["price"], 300.0)
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_symbols_that_were_not_given_are_those_with_prices(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    dashboard = make(symbols=None)
+    asyncio.run(dashboard.refresh())
+    assert set(dashboard.symbol.options) == set(frames.bars)
+    asyncio.run(dashboard.refresh())
+    assert dashboard.chart.snapshot["symbol"] == dashboard.symbol.value
+
+
+def test_only_widths_that_the_window_divides_are_offered(make: Callable[..., Dashboard]) -> None:
+    assert [width for _, width in make(window="1 minute").width.options] == ["1 minute", "5 minutes", "15 minutes", "1 hour"]
+    assert [width for _, width in make(window="4 minutes").width.options] == ["4 minutes", "1 hour"]
+
+
+@pytest.mark.parametrize("piece", [1, 7, 30])
+def test_snapshot_and_tail_are_the_whole_picture_however_the_bars_come(piece: int) -> None:
+    chart = Chart()
+    every = make_bars("AAPL", 240)
+    chart.show_bars("AAPL", "10 seconds", "10 s", bar_rows(every.head(20)), whole=True)
+    for end in range(20 + piece, 241, piece):
+        chart.show_bars("AAPL", "10 seconds", "10 s", bar_rows(every.iloc[end - piece : end]), whole=False)
+        assert drawn(chart) == closes(every.head(end))
+        assert len(chart.tail["bars"]) <= LONGEST_TAIL
+
+
+def test_bars_that_are_gone_after_a_rebuild_leave_the_chart() -> None:
+    chart = Chart()
+    chart.show_bars("AAPL", "10 seconds", "10 s", bar_rows(make_bars("AAPL", 20)), whole=True)
+    rebuilt = make_bars("AAPL", 20).drop(index=[7, 8])
+    chart.show_bars("AAPL", "10 seconds", "10 s", bar_rows(rebuilt), whole=True)
+    assert drawn(chart) == closes(rebuilt)
+
+
+def test_what_is_unknown_of_a_bar_is_none_not_nan() -> None:
+    bars = make_bars("AAPL", 1).assign(vwap=float("nan"))
+    assert bar_rows(bars)[0][6] is None
+    assert bar_rows(bars.head(0)) == []
