@@ -11,7 +11,6 @@ import datetime as dt
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from importlib import resources
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -22,26 +21,15 @@ from psycopg2 import extensions, sql
 from psycopg2.extras import execute_values
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
+from pipeline_lib import schema
 from pipeline_lib.config import masked_url
 from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, PipelineError, SchemaError, UnavailableError
 from pipeline_lib.records import Batch, DeadLetter, PartialBar
 
-TABLES = (
-    "pipeline_identity",
-    "stream_offsets",
-    "stream_watermark",
-    "stock_aggregates",
-    "dead_letters",
-    "query_progress",
-    "stock_alerts",
-    "stage_state",
-)
-
 NOTIFY_CHANNEL = "stock_pipeline"
 
-# Any two numbers that no other program is likely to choose: the stream's lock, and the lock on creating the tables.
+# A number that no other program is likely to choose.
 STREAM_LOCK = 7_220_413
-SCHEMA_LOCK = 7_220_414
 
 # One statement takes up to 10,000 rows well; dead letters can be 4 kB each, so they go in smaller pieces.
 ROWS_A_STATEMENT = 10_000
@@ -236,21 +224,7 @@ class Store:
         Raises SchemaError that shows each difference between the tables there and the ones this program creates.
         """
         with self._transaction() as cursor:
-            cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-            cursor.execute("select to_regclass('stock_aggregates') is not null")
-            if not cursor.fetchone()[0]:
-                cursor.execute(_read_sql("schema.sql"))
-                cursor.execute(_read_sql("views.sql"))
-                return
-            wanted_tables, wanted_views = _wanted_schema(cursor)
-            faults = _differences(wanted_tables, _describe_tables(cursor))
-            if faults:
-                raise SchemaError(
-                    f"cannot use the tables: {'; '.join(faults)}; undo that change, or name an empty database, which is filled again from the topic"
-                )
-            if wanted_views != _describe_views(cursor):
-                _drop_views(cursor)
-                cursor.execute(_read_sql("views.sql"))
+            schema.create_tables(cursor)
 
     def bind(self, topic_id: str, window_ms: int) -> None:
         """Tie this database to one topic and one window at first start.
@@ -337,7 +311,8 @@ class Store:
             stored = dict(cursor.fetchall())
             if stored != batch.filtered_by:
                 raise OffsetsMovedError(
-                    f"cannot merge batch {batch.batch_id}: it was filtered by offsets {batch.filtered_by}, {stored} are stored; it is read again"
+                    f"cannot merge batch {batch.batch_id}: it was filtered by offsets {batch.filtered_by}, {stored} are stored; "
+                    "it is read again"
                 )
             cursor.execute("select watermark from stream_watermark for update")
             row = cursor.fetchone()
@@ -379,8 +354,8 @@ class Store:
     def _advance(self, cursor: Any, batch: Batch) -> None:
         execute_values(
             cursor,
-            "insert into stream_offsets as o (topic, topic_id, partition, first_offset, next_offset, good_count, dead_letter_count) values %s"
-            " on conflict (topic, partition) do update set next_offset = excluded.next_offset,"
+            "insert into stream_offsets as o (topic, topic_id, partition, first_offset, next_offset, good_count, dead_letter_count)"
+            " values %s on conflict (topic, partition) do update set next_offset = excluded.next_offset,"
             " good_count = o.good_count + excluded.good_count, dead_letter_count = o.dead_letter_count + excluded.dead_letter_count,"
             " updated_at = now()",
             [(self.topic, count.partition, count.first_offset, count.next_offset, count.good, count.dead) for count in batch.counts],
@@ -431,8 +406,8 @@ class Store:
             else:
                 # Enough stored bars for the wanted number of wide ones, counted back from the last.
                 source = sql.SQL(
-                    "select * from wider_bars(%(width)s::interval, %(symbol)s, greatest(%(since)s, (select max(window_start) from stock_aggregates"
-                    " where symbol = %(symbol)s) - %(limit)s * %(width)s::interval))"
+                    "select * from wider_bars(%(width)s::interval, %(symbol)s, greatest(%(since)s, (select max(window_start)"
+                    " from stock_aggregates where symbol = %(symbol)s) - %(limit)s * %(width)s::interval))"
                 )
             frame = _fetch_frame(
                 cursor,
@@ -471,7 +446,8 @@ class Store:
     def load_accounts(self) -> pd.DataFrame:
         """Return for each partition what was consumed: partition, first_offset, next_offset, good_count, dead_letter_count."""
         return self._frame(
-            "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets where topic = %s order by partition",
+            "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets where topic = %s"
+            " order by partition",
             (self.topic,),
         )
 
@@ -497,16 +473,14 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _read_sql(name: str) -> str:
-    return resources.files("pipeline_lib").joinpath("sql", name).read_text("utf-8")
-
-
 def _fetch_frame(cursor: Any, query: Any, arguments: Any = None) -> pd.DataFrame:
     cursor.execute(query, arguments)
     frame = pd.DataFrame(cursor.fetchall(), columns=[column.name for column in cursor.description])
     for column in cursor.description:
         if column.type_code == extensions.PYDATETIMETZ.values[0]:
             frame[column.name] = pd.to_datetime(frame[column.name], utc=True).astype("datetime64[us, UTC]")
+        elif column.type_code == extensions.FLOAT.values[0]:
+            frame[column.name] = frame[column.name].astype("float64")
     return frame
 
 
@@ -563,73 +537,3 @@ def _advance_watermark(cursor: Any, bars: list[PartialBar], delay_ms: int) -> dt
     watermark = cursor.fetchone()[0]
     cursor.execute("update stock_aggregates set is_final = true where not is_final and window_end <= %s", (watermark,))
     return watermark
-
-
-# The schema that is wanted is made for a moment, in a schema of its own that is rolled back, so that it stands in
-# schema.sql and views.sql alone.
-
-
-def _describe_tables(cursor: Any, schema: str = "public") -> dict[str, dict[str, str]]:
-    cursor.execute(
-        "select c.relname, a.attname, format_type(a.atttypid, a.atttypmod) || case when a.attnotnull then ' not null' else '' end"
-        " from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
-        " where c.relnamespace = %s::regnamespace and c.relkind in ('r', 'p') and c.relname = any(%s)",
-        (schema, list(TABLES)),
-    )
-    tables: dict[str, dict[str, str]] = {}
-    for table, column, kind in cursor.fetchall():
-        tables.setdefault(table, {})[column] = kind
-    cursor.execute(
-        "select c.relname, pg_get_constraintdef(k.oid) from pg_constraint k join pg_class c on c.oid = k.conrelid"
-        " where c.relnamespace = %s::regnamespace and k.contype in ('p', 'u', 'c') and c.relname = any(%s)",
-        (schema, list(TABLES)),
-    )
-    for table, definition in cursor.fetchall():
-        tables[table][definition] = "present"
-    return tables
-
-
-def _describe_views(cursor: Any, schema: str = "public") -> dict[str, str]:
-    cursor.execute(
-        "select relname, pg_get_viewdef(oid) from pg_class where relnamespace = %(schema)s::regnamespace and relkind = 'v'"
-        " union all select proname, prosrc from pg_proc where pronamespace = %(schema)s::regnamespace"
-        " and proname in ('wider_bars', 'ema_step', 'ema')",
-        {"schema": schema},
-    )
-    return {name: text.replace(f"{schema}.", "") for name, text in cursor.fetchall()}
-
-
-def _wanted_schema(cursor: Any) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    cursor.execute("savepoint before_wanted; create schema stocks_wanted; set local search_path to stocks_wanted")
-    cursor.execute(_read_sql("schema.sql"))
-    cursor.execute(_read_sql("views.sql"))
-    wanted = _describe_tables(cursor, "stocks_wanted"), _describe_views(cursor, "stocks_wanted")
-    cursor.execute("rollback to savepoint before_wanted")
-    return wanted
-
-
-def _drop_views(cursor: Any) -> None:
-    names = (
-        "symbols, watermark_now, bars_1m, bars_5m, bars_15m, bars_1h, moving_averages, session_vwap, volatility, latest_prices, top_movers"
-    )
-    cursor.execute(f"drop view if exists {names} cascade")
-    cursor.execute(
-        "drop function if exists wider_bars cascade; drop aggregate if exists ema (double precision, double precision);"
-        " drop function if exists ema_step cascade"
-    )
-
-
-def _differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
-    faults = []
-    for table, columns in wanted.items():
-        if table not in found:
-            faults.append(f"table {table} is missing")
-            continue
-        for name, kind in columns.items():
-            there = found[table].get(name)
-            if there is None:
-                faults.append(f"{table} has no {name} ({kind})" if kind != "present" else f"{table} lacks {name}")
-            elif there != kind:
-                faults.append(f"{table}.{name} is {there}, should be {kind}")
-        faults += [f"{table} has a {name} too many" for name in sorted(set(found[table]) - set(columns))]
-    return faults
