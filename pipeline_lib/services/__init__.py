@@ -107,8 +107,7 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
 def _ensure(service: ModuleType, name: str, folder: Path, report: Report) -> None:
     """Start the service unless it runs; one that a killed command has just started is waited for."""
     state = process.read_state(folder)
-    if state is not None and process.find_process(state.born) is not None:
-        service.wait_ready(folder.parent, state)
+    if state is not None and process.find_process(state.born) is not None and service.wait_ready(folder.parent, state):
         return
     if state is not None and state.born is not None:
         report(f"{name} is not running any more, though nobody stopped it: starting it again with its data")

@@ -21,6 +21,7 @@ from pipeline_lib.services.jars import HERE, broker_classpath, jar_version
 from pipeline_lib.services.java import find_java
 from pipeline_lib.services.process import Born, Program, State
 
+NAME = "Kafka"
 START_SECONDS = 60  # it needs one or two; a first start on a busy machine ten
 
 JVM_OPTIONS = (
@@ -96,25 +97,25 @@ def start(home: Path, report: Callable[[str], None]) -> State:
     born = process.spawn(Program([*run, "kafka.Kafka", "server.properties"], folder, folder / "console.log"))
     state = State(born=born, ports=ports, version=jar_version("kafka_2.13"), data=str(folder / "data"))
     process.write_state(folder, state)  # before it is ready: if we are killed now, the next command finds it
-    wait_ready(home, state, logged)
+    if not wait_ready(home, state):
+        process.write_state(folder, State(born=None, ports=ports, version=state.version, data=state.data))
+        raise ServiceError(f"cannot start {NAME}: {_telling_line(folder, logged)}; see {home.name}/kafka/kafka.log")
     return state
 
 
-def wait_ready(home: Path, state: State, logged: int = 0) -> None:
-    """Return when the broker answers requests; ``logged`` is how long its log was before it was started.
+def wait_ready(home: Path, state: State) -> bool:
+    """Return True once the server answers requests, False if it is dead.
 
-    Raises ServiceError, and leaves no process, if it dies or does not answer in time.
+    Raises ServiceError, and leaves it alone, if it is alive and does nothing in time.
     """
     assert state.born is not None
     if process.wait_until(lambda: answers(state.ports["client"]), state.born, START_SECONDS):
-        return
-    dead = process.find_process(state.born) is None
-    process.stop(state.born)
-    process.write_state(home / "kafka", State(born=None, ports=state.ports, version=state.version, data=state.data))
-    found = _telling_line(home / "kafka", logged)
+        return True
+    if process.find_process(state.born) is None:
+        return False
     raise ServiceError(
-        f"cannot start Kafka: {'it died' if dead else f'it does not answer after {START_SECONDS} s'}: {found}; "
-        f"see {home.name}/kafka/kafka.log"
+        f"cannot use {NAME}: process {state.born.pid} runs, and does not answer after {START_SECONDS} s; "
+        f"see {home.name}/kafka/kafka.log, and end it with `stocks down`"
     )
 
 

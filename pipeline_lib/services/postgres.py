@@ -25,6 +25,7 @@ from pipeline_lib.services.process import Born, Program, State
 
 MAJOR = "18"
 ROLE = DATABASE = "stocks"
+NAME = "PostgreSQL"
 START_SECONDS = 60  # it needs less than one; after a crash it replays its log first
 
 # initdb's own defaults, but for these. fsync stays on: the offsets that are committed here must not be lost.
@@ -73,26 +74,25 @@ def start(home: Path, report: Callable[[str], None]) -> State:
     born = process.spawn(Program(command, place.folder, log, place.user))
     state = State(born=born, ports=ports, version=find_binaries().version, data=str(data))
     process.write_state(folder, state)  # before it is ready: if we are killed now, the next command finds it
-    wait_ready(home, state, logged)
+    if not wait_ready(home, state):
+        process.write_state(folder, State(born=None, ports=ports, version=state.version, data=state.data))
+        raise ServiceError(f"cannot start {NAME}: {process.telling_line(log, FAULTS, logged)}; see {home.name}/postgres/postgres.log")
     return state
 
 
-def wait_ready(home: Path, state: State, logged: int = 0) -> None:
-    """Return when the server accepts connections; ``logged`` is how long its log was before it was started.
+def wait_ready(home: Path, state: State) -> bool:
+    """Return True once the server accepts connections, False if it is dead.
 
-    Raises ServiceError, and leaves no process, if it dies or does not accept any in time.
+    Raises ServiceError, and leaves it alone, if it is alive and does nothing in time.
     """
     assert state.born is not None
-    port = state.ports["client"]
-    if process.wait_until(lambda: accepts(port), state.born, START_SECONDS):
-        return
-    dead = process.find_process(state.born) is None
-    stop(state.born)
-    process.write_state(home / "postgres", State(born=None, ports=state.ports, version=state.version, data=state.data))
-    found = process.telling_line(home / "postgres" / "postgres.log", FAULTS, logged)
+    if process.wait_until(lambda: accepts(state.ports["client"]), state.born, START_SECONDS):
+        return True
+    if process.find_process(state.born) is None:
+        return False
     raise ServiceError(
-        f"cannot start PostgreSQL: {'it died' if dead else f'it accepts nobody after {START_SECONDS} s'}: {found}; "
-        f"see {home.name}/postgres/postgres.log"
+        f"cannot use {NAME}: process {state.born.pid} runs, and does not answer after {START_SECONDS} s; "
+        f"see {home.name}/postgres/postgres.log, and end it with `stocks down`"
     )
 
 

@@ -22,6 +22,7 @@ USERS = ("postgres", "nobody")  # the first that exists; none is created
 
 # Where data goes if the user cannot reach PIPELINE_HOME: the first that root can write to.
 SHELTERS = (Path("/var/lib"), Path(tempfile.gettempdir()))
+PREFIX = "stock-pipeline-"
 
 
 class Place(NamedTuple):
@@ -81,19 +82,41 @@ def _shelter(folder: Path, user: User) -> Path:
     if _reaches(user, inside):
         return inside
     inside.rmdir()
+    adopted = _former_shelter(folder)
+    if adopted is not None:
+        return adopted
     for shelter in SHELTERS:
         try:
-            made = Path(tempfile.mkdtemp(prefix="stock-pipeline-", dir=shelter))
+            made = Path(tempfile.mkdtemp(prefix=PREFIX, dir=shelter))
         except OSError:
             continue
         _give(made, user)
         if _reaches(user, made):
+            (made / "belongs-to").write_text(str(folder))
             return made
         made.rmdir()
     raise ServiceError(
         f"cannot start PostgreSQL: it refuses to run as root, and user {user.uid} reaches neither {folder} "
         f"nor {' nor '.join(map(str, SHELTERS))}; run as another user, or set DATABASE_URL"
     )
+
+
+def _former_shelter(folder: Path) -> Path | None:
+    """Return the shelter that this folder had, if only its `state.json` is gone.
+
+    If the password is gone too, PIPELINE_HOME was thrown away, and nobody could log in: the shelter is removed.
+    """
+    for shelter in SHELTERS:
+        for made in shelter.glob(f"{PREFIX}*"):
+            try:
+                belongs_here = (made / "belongs-to").read_text() == str(folder)
+            except OSError:
+                continue
+            if belongs_here and (folder / "password").exists():
+                return made
+            if belongs_here:
+                shutil.rmtree(made)
+    return None
 
 
 def _give(path: Path, user: User) -> None:

@@ -144,7 +144,10 @@ def find_process(born: Born | None) -> psutil.Process | None:
     try:
         process = psutil.Process(born.pid)
         # psutil derives the time of birth from the clock, which may have been put right by a little since.
-        if abs(process.create_time() - born.created) > 1 or process.status() == psutil.STATUS_ZOMBIE:
+        if abs(process.create_time() - born.created) > 1:
+            return None
+        # A zombie has ended, unless it has other threads: a dying JVM is in this state while it still holds its ports.
+        if process.status() == psutil.STATUS_ZOMBIE and process.num_threads() <= 1 and born.pid not in _children:
             return None
     except psutil.NoSuchProcess:
         return None
@@ -162,10 +165,20 @@ def stop(born: Born, signals: Sequence[int] = (signal.SIGTERM,), seconds: float 
     for number in (*signals, getattr(signal, "SIGKILL", signal.SIGTERM)):
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended in between, which is what we want
             process.send_signal(number)
-            process.wait(seconds)
-        if find_process(born) is None:
+        if _is_gone_within(born, seconds):
             return
     raise ServiceError(f"cannot stop the process {born.pid}: it is there after SIGKILL; it waits for the disk or the network, look at `ps`")
+
+
+def _is_gone_within(born: Born, seconds: float) -> bool:
+    """Return whether the process ends in time. One that its parent has not asked about yet (a zombie) has ended."""
+    deadline = time.monotonic() + seconds
+    while (process := find_process(born)) is not None:
+        if time.monotonic() > deadline:
+            return False
+        with contextlib.suppress(psutil.TimeoutExpired):
+            process.wait(0.05)
+    return True
 
 
 def wait_until(ready: Callable[[], bool], born: Born, seconds: float) -> bool:

@@ -1,0 +1,217 @@
+"""The services as a whole: found again, never doubled, never lost, and nothing touched that is not ours.
+
+Each test has a PIPELINE_HOME of its own, and leaves no process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import psycopg2
+import pytest
+from kafka import KafkaAdminClient
+from kafka.admin import NewTopic
+
+from pipeline_lib.config import Settings
+from pipeline_lib.errors import ServiceError
+from pipeline_lib.services import find_services, kafka, postgres, process, service_status, start_services, stop_services
+from pipeline_lib.services.process import Born, State
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
+    """Settings of an empty PIPELINE_HOME; whatever was started in it is gone afterwards."""
+    monkeypatch.chdir(tmp_path)  # away from the project's .env
+    for name in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "PIPELINE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    home = tmp_path / "home with a space, and ümlaut"
+    made = Settings.load(pipeline_home=home)
+    yield made
+    stop_services(made)
+    state = process.read_state(home / "postgres")
+    if state is not None and not Path(state.data).is_relative_to(home):  # as root, tmp_path is closed to the server's user
+        shutil.rmtree(Path(state.data).parent)
+
+
+def run_sql(settings: Settings, statement: str) -> list[tuple[object, ...]]:
+    """Return the rows of a statement, committed."""
+    assert settings.database_url is not None
+    connection = psycopg2.connect(settings.database_url.get_secret_value())
+    try:
+        with connection, connection.cursor() as cursor:
+            cursor.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+    finally:
+        connection.close()
+
+
+def topic_names(settings: Settings) -> list[str]:
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        return sorted(admin.list_topics())
+    finally:
+        admin.close()
+
+
+def create_topic(settings: Settings, name: str) -> None:
+    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
+    try:
+        admin.create_topics([NewTopic(name, 2, 1)])
+    finally:
+        admin.close()
+
+
+def kill(settings: Settings, name: str) -> int:
+    """Kill the service with -9, return its number when it is gone."""
+    (status,) = [status for status in service_status(settings) if status.name == name]
+    assert status.pid is not None
+    victim = psutil.Process(status.pid)
+    victim.send_signal(signal.SIGKILL)
+    victim.wait(10)
+    return status.pid
+
+
+def test_killed_services_come_up_again_with_their_data_and_their_addresses(settings: Settings) -> None:
+    running = start_services(settings)
+    run_sql(running, "CREATE TABLE kept (x int); INSERT INTO kept VALUES (7)")
+    create_topic(running, "kept")
+
+    kill(settings, "kafka")
+    kill(settings, "postgres")
+    assert [status.state for status in service_status(settings)] == ["died", "died"]
+    again = start_services(settings)
+
+    assert again == running
+    assert run_sql(again, "SELECT x FROM kept") == [(7,)]
+    assert "kept" in topic_names(again)
+
+
+def test_down_leaves_no_process_and_a_second_up_finds_the_data(settings: Settings) -> None:
+    running = start_services(settings)
+    run_sql(running, "CREATE TABLE kept (x int)")
+    pids = [status.pid for status in service_status(settings)]
+    family = [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
+
+    assert stop_services(settings) == ["kafka", "postgres"]
+
+    assert not [pid for pid in (*pids, *family) if pid is not None and psutil.pid_exists(pid)]
+    assert [status.state for status in service_status(settings)] == ["stopped", "stopped"]
+    assert stop_services(settings) == []
+    with pytest.raises(ServiceError, match="not running.*stocks up"):
+        find_services(settings)
+    assert run_sql(start_services(settings), "SELECT count(*) FROM kept") == [(0,)]
+
+
+def test_two_commands_at_once_start_one_service_and_a_third_finds_it(settings: Settings) -> None:
+    command = (
+        "import sys; from pathlib import Path; from pipeline_lib.config import Settings; from pipeline_lib.services import *;"
+        "print(start_services(Settings.load(pipeline_home=Path(sys.argv[1]))).kafka_bootstrap_servers, *[s.pid for s in service_status("
+        "Settings.load(pipeline_home=Path(sys.argv[1])))])"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", command, str(settings.pipeline_home)], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
+    said = [each.communicate(timeout=120)[0] for each in both]
+
+    assert said[0] == said[1]
+    address, *pids = said[0].split()
+    assert find_services(settings).kafka_bootstrap_servers == address
+    assert [status.pid for status in service_status(settings)] == [int(pid) for pid in pids]
+
+
+def test_an_interrupt_of_the_terminal_does_not_reach_the_services(settings: Settings) -> None:
+    start_services(settings)
+    ours = os.getsid(0)
+    assert [os.getsid(status.pid) == ours for status in service_status(settings) if status.pid] == [False, False]
+
+
+def test_given_addresses_are_used_and_nothing_is_started_or_stopped(settings: Settings) -> None:
+    url = "postgresql://reader:secret@db.example:5432/stocks"
+    given = settings.replaced(kafka_bootstrap_servers="broker.example:9092", database_url=url)
+
+    assert start_services(given) == given
+    assert find_services(given) == given
+    assert stop_services(given) == []
+    assert [status.state for status in service_status(given)] == ["external", "external"]
+    assert "secret" not in repr(service_status(given))
+    assert not (settings.pipeline_home / "kafka").exists()
+    assert not (settings.pipeline_home / "postgres").exists()
+
+
+def test_the_given_one_is_left_alone_when_the_other_is_stopped(settings: Settings) -> None:
+    running = start_services(settings)
+    assert stop_services(settings.replaced(kafka_bootstrap_servers=running.kafka_bootstrap_servers)) == ["postgres"]
+    assert [status.state for status in service_status(settings)] == ["running", "stopped"]
+
+
+def test_a_taken_port_is_replaced_and_said(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "PORT_SECONDS", 0)
+    folder = settings.pipeline_home / "postgres"
+    folder.mkdir(parents=True)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        said: list[str] = []
+        ports = process.choose_ports(("client",), {"client": taken}, said.append)
+    assert ports["client"] != taken
+    assert said == [f"port {taken} is taken by another program: client uses {ports['client']} from now on"]
+
+
+def test_a_recycled_number_is_neither_taken_for_ours_nor_killed(settings: Settings) -> None:
+    stranger = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        created = psutil.Process(stranger.pid).create_time()
+        folder = settings.pipeline_home / "kafka"
+        folder.mkdir(parents=True)
+        process.write_state(folder, State(born=Born(stranger.pid, created - 3600), ports={"client": 1}, version="", data=""))
+
+        assert service_status(settings)[0].state == "died"
+        assert stop_services(settings) == []
+        assert stranger.poll() is None
+    finally:
+        stranger.communicate(b"\n")
+
+
+@pytest.mark.parametrize("service", [kafka, postgres])
+def test_a_service_that_cannot_start_says_why_and_leaves_no_process(settings: Settings, service: object) -> None:
+    name = "kafka" if service is kafka else "postgres"
+    start_services(settings)
+    stop_services(settings)
+    state = process.read_state(settings.pipeline_home / name)
+    assert state is not None
+    for broken in ("meta.properties", "PG_VERSION"):
+        if (Path(state.data) / broken).exists():
+            (Path(state.data) / broken).write_text("nonsense=true\n")
+
+    with pytest.raises(ServiceError, match=rf"cannot start (Kafka|PostgreSQL): .+; see .+/{name}/{name}\.log") as caught:
+        start_services(settings)
+
+    assert "\n" not in str(caught.value)
+    assert [status.state for status in service_status(settings) if status.name == name] == ["stopped"]
+
+
+def test_the_services_listen_on_the_loopback_only_and_ask_for_the_password(settings: Settings) -> None:
+    running = start_services(settings)
+    for status in service_status(settings):
+        assert status.pid is not None
+        listening = [connection for connection in psutil.Process(status.pid).net_connections("all") if connection.status == "LISTEN"]
+        assert listening and {connection.laddr.ip.removeprefix("::ffff:") for connection in listening} == {"127.0.0.1"}
+    assert running.database_url is not None
+    wrong = running.database_url.get_secret_value().replace("stocks:", "stocks:x", 1)
+    with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
+        psycopg2.connect(wrong)
+    assert (settings.pipeline_home / "postgres" / "password").stat().st_mode & 0o077 == 0
+
+
+def test_the_key_is_not_given_to_the_services(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FINNHUB_API_KEY", "a-secret-key")
+    start_services(settings)
+    for status in service_status(settings):
+        assert "FINNHUB_API_KEY" not in psutil.Process(status.pid).environ()
