@@ -144,6 +144,13 @@ def test_trouble_is_waited_out_and_reported_once(server: FinnhubStandIn, fault: 
     assert len(feed.reports) <= 2 and KEY not in repr(feed.reports)
 
 
+def test_a_redirect_does_not_carry_the_key_to_another_server(server: FinnhubStandIn) -> None:
+    with FinnhubStandIn(KEY, {"AAPL": quote(1.0)}) as elsewhere:
+        server.faults.append(Answer(302, {}, {"Location": f"{elsewhere.base_url}/quote?symbol=AAPL"}))
+        assert [tick.price for tick in Feed(server, ticks=1).ticks()] == [230.0]
+        assert elsewhere.requests == []
+
+
 def test_a_server_that_is_down_is_waited_for() -> None:
     with FinnhubStandIn(KEY, {}) as gone:
         pass

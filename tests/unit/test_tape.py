@@ -32,7 +32,7 @@ def write_lean(folder: Path, symbol: str, day: str, rows: list[str], inside: str
     return path
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(recorded=st.lists(ticks(), max_size=6), suffix=st.sampled_from([".jsonl", ".parquet"]))
 def test_a_recorded_tape_gives_the_same_ticks_in_the_same_order(
     recorded: list[Tick], suffix: str, tmp_path_factory: pytest.TempPathFactory
