@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
 import psycopg2
@@ -467,6 +468,35 @@ class Store:
             bars = _fetch_frame(cursor, "select * from stock_aggregates order by symbol, window_start")
             cursor.execute("select count(*) from dead_letters where topic = %s", (self.topic,))
             return Snapshot(*row, offsets, bars, cursor.fetchone()[0])
+
+
+def create_database(url: str, name: str) -> str:
+    """Return the address of a new, empty database beside the one of `url`. Raises UnavailableError or PipelineError."""
+    _administer(url, sql.SQL("create database {}").format(sql.Identifier(name)))
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(path=f"/{name}"))
+
+
+def drop_database(url: str, name: str) -> None:
+    """Drop a database beside the one of `url`, and end whatever is still connected to it."""
+    _administer(url, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+
+def _administer(url: str, statement: sql.Composed) -> None:
+    try:
+        connection = psycopg2.connect(url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="stocks")
+    except psycopg2.OperationalError as error:
+        raise UnavailableError(
+            f"cannot use PostgreSQL at {masked_url(url)}: {_first_line(error)}; is it running? (`stocks status`)"
+        ) from None
+    try:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute(statement)
+    except psycopg2.Error as error:
+        raise PipelineError(f"cannot make or drop a database: {_first_line(error)}; the user needs the right CREATEDB") from error
+    finally:
+        connection.close()
 
 
 def _first_line(error: Exception) -> str:

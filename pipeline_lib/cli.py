@@ -1,0 +1,315 @@
+"""The command line `stocks`: each command puts stages together through pipeline.py, and says what became of it.
+
+A mistake or an absent service is one line on standard error and exit status 2. No logic of any stage is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from pipeline_lib.config import Settings
+from pipeline_lib.errors import PipelineError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="A real-time stock analytics pipeline: feed, Kafka, Spark, PostgreSQL, dashboard. Settings are read from the environment and .env.",
+)
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Source = Literal["auto", "simulated", "replay", "finnhub"]
+Speed = Literal["1", "60", "max"]
+SourceOption = Annotated[Source | None, typer.Option("--source", help="Where ticks come from; auto is Finnhub with a key, else simulated.")]
+TapeOption = Annotated[Path | None, typer.Option("--tape", help="A tape to replay: .jsonl, .parquet, or a folder of LEAN zips.")]
+SpeedOption = Annotated[Speed | None, typer.Option("--speed", help="How fast a tape is replayed.")]
+RateOption = Annotated[float | None, typer.Option("--rate", help="Ticks per second of the simulated market.")]
+MoveOption = Annotated[bool | None, typer.Option("--move-to-now/--keep-times", help="Whether a tape's event times are moved to now.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+UntilEofOption = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input ends.")]
+
+
+@app.command()
+def up() -> None:
+    """Start Kafka and PostgreSQL, unless they run or their addresses are given."""
+    from pipeline_lib.services import start_services
+
+    start_services(Settings.load(), out.print)
+    _print_status(Settings.load())
+
+
+@app.command()
+def down() -> None:
+    """Stop the services that were started here."""
+    from pipeline_lib.services import stop_services
+
+    stopped = stop_services(Settings.load())
+    out.print(f"stopped {' and '.join(stopped)}" if stopped else "nothing was running")
+
+
+@app.command()
+def status(as_json: JsonOption = False) -> None:
+    """Show the services: state, address, memory, log."""
+    _print_status(Settings.load(), as_json)
+
+
+def _print_status(settings: Settings, as_json: bool = False) -> None:
+    import msgspec
+
+    from pipeline_lib.services import service_status
+
+    statuses = service_status(settings)
+    if as_json:
+        print(msgspec.json.format(msgspec.json.encode(statuses)).decode())
+        return
+    table = Table("service", "state", "address", "pid", "since", "version", "memory", "log")
+    for found in statuses:
+        row = msgspec.to_builtins(found)
+        memory = f"{row['memory_mb']} MB" if row.get("memory_mb") else ""
+        cells = (row.get(name) for name in ("name", "state", "address", "pid", "since", "version"))
+        table.add_row(*("" if cell is None else str(cell) for cell in cells), memory, str(row.get("log") or ""))
+    out.print(table)
+
+
+@app.command()
+def env() -> None:
+    """Print the addresses of the running services, for psql, kcat and other programs."""
+    from pipeline_lib.services import find_services
+
+    settings = find_services(Settings.load())
+    print(f"KAFKA_BOOTSTRAP_SERVERS={settings.kafka_bootstrap_servers}")
+    print(f"DATABASE_URL={settings.database_url.get_secret_value() if settings.database_url else ''}")
+
+
+@app.command()
+def doctor() -> None:
+    """Check all that the pipeline needs, and print the remedy for each fault."""
+    from pipeline_lib.doctor import check
+
+    checks = check(Settings.load())
+    table = Table("check", "", "found", "remedy")
+    for found in checks:
+        colour = {"ok": "green", "warn": "yellow", "fail": "red"}[found.verdict]
+        table.add_row(found.name, f"[{colour}]{found.verdict}[/]", found.found, found.remedy or "")
+    out.print(table)
+    if any(found.verdict == "fail" for found in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def produce(
+    source: SourceOption = None,
+    tape: TapeOption = None,
+    speed: SpeedOption = None,
+    rate: RateOption = None,
+    move_to_now: MoveOption = None,
+    ticks: Annotated[int | None, typer.Option("--ticks", help="End after so many ticks.")] = None,
+    until_eof: UntilEofOption = False,
+) -> None:
+    """Publish ticks to the topic, until the tape ends or Ctrl-C; what was accepted is acknowledged before it returns."""
+    from pipeline_lib import pipeline
+    from pipeline_lib.services import find_services
+    from pipeline_lib.sources import open_source
+
+    chosen = "replay" if tape is not None and source is None else source
+    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now)
+    settings = find_services(settings)
+    feed = open_source(settings, ticks=ticks, report=lambda line: err.print(line))
+    out.print(f"feed: {feed.name} ({feed.reason}) -> {settings.kafka_topic}")
+    with _stop_on_signal(feed.close, until_eof), _progress(feed.total if feed.finite else None) as show:
+        report = pipeline.produce(settings, feed, show)
+    out.print(f"feed: {report}")
+    if report.failed:
+        raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def _progress(total: int | None) -> Iterator[Callable[[Any], None] | None]:
+    """Yield what shows a publish report: a bar where a person looks on, nothing else elsewhere."""
+    if not out.is_terminal:
+        yield None
+        return
+    ends = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) if total else (SpinnerColumn(), TimeElapsedColumn())
+    with Progress(TextColumn("{task.description}"), *ends, console=out, transient=True) as progress:
+        task = progress.add_task("publishing", total=total)
+        yield lambda report: progress.update(
+            task, completed=report.acknowledged, description=f"{report.acknowledged:,} acknowledged, {report.rate:,.0f} ticks/s"
+        )
+
+
+@app.command()
+def stream(
+    until_caught_up: Annotated[bool, typer.Option("--until-caught-up", help="End when all that is in the topic has been read.")] = False,
+    console: Annotated[bool, typer.Option("--console", help="Print the bars that each micro-batch writes.")] = False,
+    until_eof: UntilEofOption = False,
+) -> None:
+    """Stream the topic into bars in PostgreSQL, until Ctrl-C."""
+    from pipeline_lib import pipeline
+    from pipeline_lib.services import find_services
+
+    settings = find_services(Settings.load())
+    store = pipeline.open_store(settings)
+    store.create_tables()
+    with store.only_stream():
+        out.print(f"stream: starting Spark ({settings.spark_master})")
+        session = pipeline.open_spark(settings, out.print)
+        running = pipeline.open_stream(settings, session, store, console=console, report=out.print)
+        stopping = threading.Event()
+        with _stop_on_signal(stopping.set, until_eof), running, pipeline.Heartbeat(settings, running):
+            running.start(until_caught_up=until_caught_up)
+            out.print(f"stream: {settings.kafka_topic} -> {settings.window} bars, from the offsets in PostgreSQL")
+            while not stopping.is_set() and not running.wait(0.2):
+                pass
+        out.print(f"stream: {running.committed_rows:,} messages in {running.committed_batches:,} micro-batches", end="")
+        out.print(f", {running.dead_letters:,} dead letters" if running.dead_letters else "")
+    store.close()
+
+
+@app.command()
+def verify(as_json: JsonOption = False) -> None:
+    """Recompute every bar from the topic without Spark, and compare with the table: 0 when equal, 1 when not."""
+    from pipeline_lib import pipeline
+    from pipeline_lib.services import find_services
+
+    report = pipeline.verify(find_services(Settings.load()))
+    if as_json:
+        print(
+            json.dumps(
+                {**report._asdict(), "differences": [row._asdict() for row in report.differences], "equal": report.equal}, default=str
+            )
+        )
+    else:
+        out.print(f"{report.messages:,} messages: {report.good:,} ticks + {report.dead_letters:,} dead letters")
+        out.print(f"{report.bars:,} bars compared, {report.differing_bars:,} differ")
+        if report.left_out:
+            out.print(
+                f"{len(report.left_out):,} bars left out, since retention has removed ticks of theirs: {', '.join(report.left_out[:5])} …"
+            )
+        for fault in report.account_faults:
+            out.print(f"account: {fault}")
+        if report.differences:
+            table = Table("symbol", "window_start", "column", "topic says", "table says")
+            for row in report.differences:
+                table.add_row(*(str(cell) for cell in row))
+            out.print(table)
+    raise typer.Exit(0 if report.equal else 1)
+
+
+@app.command()
+def record(
+    to: Annotated[Path, typer.Option("--out", help="The tape to write: .parquet or .jsonl.")],
+) -> None:
+    """Write what is in the topic to a tape, with both clocks."""
+    from pipeline_lib import pipeline
+    from pipeline_lib.services import find_services
+    from pipeline_lib.sources.tape import write_tape
+
+    recording = pipeline.read_topic(find_services(Settings.load()))
+    written = write_tape(recording.ticks, to)
+    out.print(f"{written:,} ticks -> {to}")
+    if recording.bad:
+        out.print(f"{len(recording.bad):,} messages are no ticks and were left out; the first: {recording.bad[0]}")
+
+
+@app.command()
+def dashboard(port: Annotated[int | None, typer.Option("--port", help="Port on the loopback.")] = None) -> None:
+    """Serve the live dashboard as a web page on this machine, until Ctrl-C."""
+    from pipeline_lib import pipeline
+    from pipeline_lib.services import find_services
+    from pipeline_lib.web import serve_dashboard
+
+    settings = find_services(Settings.load(dashboard_port=port))
+    pipeline.open_store(settings).create_tables()
+    server = serve_dashboard(settings, out.print)
+    out.print(f"dashboard: {server.url} (Ctrl-C stops it)")
+    stopping = threading.Event()
+    try:
+        with _stop_on_signal(stopping.set):
+            while not stopping.wait(0.5) and server.is_running:
+                pass
+        if not stopping.is_set():
+            raise PipelineError(f"the dashboard has ended by itself: see {server.log}")
+    finally:
+        server.stop()
+
+
+@app.command()
+def run(
+    source: SourceOption = None,
+    tape: TapeOption = None,
+    speed: SpeedOption = None,
+    rate: RateOption = None,
+    move_to_now: MoveOption = None,
+) -> None:
+    """Start all that is not running: services, feed, stream, dashboard; Ctrl-C stops what this started, in order."""
+    from pipeline_lib.run import run_pipeline
+
+    chosen = "replay" if tape is not None and source is None else source
+    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now)
+    stopping = threading.Event()
+    with _stop_on_signal(stopping.set):
+        run_pipeline(settings, stopping, out)
+
+
+@contextlib.contextmanager
+def _stop_on_signal(stop: Callable[[], Any], until_eof: bool = False) -> Iterator[None]:
+    """Call `stop` at the first Ctrl-C or SIGTERM, and at the end of standard input if asked; a second Ctrl-C interrupts."""
+
+    def on_signal(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop()
+
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    saved = {name: signal.signal(getattr(signal, name), on_signal) for name in names}
+    if until_eof:
+        threading.Thread(target=_wait_for_eof, args=(stop,), name="until-eof", daemon=True).start()
+    try:
+        yield
+    finally:
+        for name, handler in saved.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def _wait_for_eof(stop: Callable[[], Any]) -> None:
+    while os.read(sys.stdin.fileno(), 1024):
+        pass
+    stop()
+
+
+def main() -> None:
+    """Run the command line; a foreseen error is one line and exit status 2."""
+    try:
+        app()
+    except PipelineError as error:
+        err.print(f"[red]error:[/] {_escaped(error)}")
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        # Whoever read our output has gone: nothing is left to say, and Python would complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+
+
+def _escaped(error: BaseException) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,294 @@
+"""The stages put together: what the command line, the notebooks and the tests start.
+
+Stages know only what they are given; this is the module that gives it to them. It holds no logic of any stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pipeline_lib import topics
+from pipeline_lib.config import Settings
+from pipeline_lib.errors import MessageError, SchemaError, TopicError, UnavailableError
+from pipeline_lib.producer import Producer, PublishReport, StatusBeat, publish_ticks
+from pipeline_lib.records import Tick, decode_status, decode_tick, status_topic
+from pipeline_lib.services import start_services
+from pipeline_lib.sources import Source
+from pipeline_lib.store import Store, create_database, drop_database, from_ms
+from pipeline_lib.verify import VerifyReport, compare_bars, recompute_bars
+
+if TYPE_CHECKING:
+    from pyspark.sql import SparkSession
+
+    from pipeline_lib.stream import Stream
+
+Report = Callable[[str], None]
+
+BEAT_SECONDS = 2.0
+# A feed whose status is older is down; one that runs and brings nothing for so long is silent.
+FEED_DOWN_SECONDS = 6.0
+FEED_SILENT_SECONDS = 30.0
+
+
+def servers_of(settings: Settings) -> str:
+    """Return Kafka's address. Raises UnavailableError if the settings have none yet."""
+    if settings.kafka_bootstrap_servers is None:
+        raise UnavailableError("cannot reach Kafka: no address is known; start it with `stocks up`, or set KAFKA_BOOTSTRAP_SERVERS")
+    return settings.kafka_bootstrap_servers
+
+
+def open_store(settings: Settings) -> Store:
+    """Return the store of the settings' database and topic; nothing is connected yet. Raises UnavailableError without an address."""
+    if settings.database_url is None:
+        raise UnavailableError("cannot reach PostgreSQL: no address is known; start it with `stocks up`, or set DATABASE_URL")
+    return Store(settings.database_url.get_secret_value(), settings.kafka_topic)
+
+
+# The feed
+
+
+def produce(settings: Settings, source: Source, progress: Callable[[PublishReport], None] | None = None) -> PublishReport:
+    """Publish all that the source yields, and tell the status topic how the feed is; return what became of the ticks.
+
+    The topics are created if there are none. An interrupt ends the source, not the delivery of what was accepted.
+    """
+    servers = servers_of(settings)
+    topics.create_topic(servers, settings.kafka_topic)
+    beside = status_topic(settings.kafka_topic)
+    topics.create_topic(servers, beside, partitions=1)
+    detail = source.name if source.reason in source.name else f"{source.name}; {source.reason}"
+    with Producer(servers, settings.kafka_topic) as producer, StatusBeat(producer, beside, settings.chosen_source, detail):
+        return publish_ticks(producer, source, progress)
+
+
+# The stream
+
+
+def open_spark(settings: Settings, report: Report | None = None) -> SparkSession:
+    """Return the Spark session of this process, with the Java and the jars that it needs."""
+    from pipeline_lib.services import jars, java
+    from pipeline_lib.stream import SparkRuntime, open_session
+
+    runtime = SparkRuntime(java.find_java().home, tuple(jars.connector_jars(report)), settings.pipeline_home / "logs" / "spark.log")
+    return open_session(settings.spark_master, runtime)
+
+
+def open_stream(settings: Settings, session: SparkSession, store: Store, *, console: bool = False, report: Report | None = None) -> Stream:
+    """Return a stream from the settings' topic into the store, bound and checked, not started yet.
+
+    Raises SchemaError if the database belongs to another topic or window, or its tables were altered.
+    """
+    from pipeline_lib.stream import Plan, Stream
+
+    info = topics.create_topic(servers_of(settings), settings.kafka_topic)
+    store.create_tables()
+    store.bind(info.id, settings.window_ms)
+    plan = Plan(
+        servers=servers_of(settings),
+        topic=settings.kafka_topic,
+        partitions=info.partitions,
+        window_ms=settings.window_ms,
+        watermark_delay=settings.watermark_delay,
+        trigger=settings.trigger,
+        checkpoints=settings.checkpoint_folder,
+    )
+    return Stream(session, plan, store, console=console, report=report)
+
+
+def stream_until_caught_up(settings: Settings, session: SparkSession, report: Report | None = None) -> Stream:
+    """Return the ended stream that has read all that is in the topic now."""
+    store = open_store(settings)
+    with store.only_stream():
+        stream = open_stream(settings, session, store, report=report).start(until_caught_up=True)
+        try:
+            stream.wait()
+        finally:
+            stream.stop()
+    store.close()
+    return stream
+
+
+class Heartbeat:
+    """Writes the last word of feed, Kafka and Spark into PostgreSQL every two seconds, from a thread of its own.
+
+    The dashboard reads PostgreSQL alone, so what it is to say of the other stages has to be there.
+    """
+
+    def __init__(self, settings: Settings, stream: Stream) -> None:
+        self._settings, self._stream = settings, stream
+        self._store = open_store(settings)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._tail: topics.Tail | None = None
+        self._feed: Any = None
+        self._last_news = (0, time.monotonic())
+        self._rows = (0, time.monotonic())
+
+    def __enter__(self) -> Heartbeat:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
+        self._thread.join()
+        if self._tail is not None:
+            self._tail.close()
+        # Where PostgreSQL is away there is nobody to tell that the stream has stopped.
+        with contextlib.suppress(UnavailableError):
+            self._store.beat("spark", "stopped", "the stream was stopped")
+        self._store.close()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            # Nothing can be recorded while PostgreSQL is away; readers see that it is.
+            with contextlib.suppress(UnavailableError):
+                self._beat_kafka()
+                self._beat_feed()
+                self._beat_spark()
+            self._stopping.wait(BEAT_SECONDS)
+
+    def _beat_kafka(self) -> None:
+        servers, topic = servers_of(self._settings), self._settings.kafka_topic
+        try:
+            lag = topics.read_lag(servers, topic, self._store.load_offsets())
+            state, detail = "running", f"{sum(lag.values()):,} messages behind, {len(lag)} partitions"
+            if self._tail is None:
+                with contextlib.suppress(TopicError):  # no feed has run yet
+                    self._tail = topics.Tail(servers, status_topic(topic))
+            for message in self._tail.poll(100) if self._tail else []:
+                with contextlib.suppress(MessageError):  # an unreadable status leaves the last one, which grows old
+                    self._feed = decode_status(message.value)
+        except UnavailableError as error:
+            state, detail = "down", str(error)
+            if self._tail is not None:
+                self._tail.close()
+                self._tail = None
+        except TopicError as error:
+            state, detail = "down", str(error)
+        self._store.beat("kafka", state, detail)
+
+    def _beat_feed(self) -> None:
+        feed, now = self._feed, time.time()
+        if feed is None:
+            return
+        if feed.acknowledged != self._last_news[0]:
+            self._last_news = (feed.acknowledged, time.monotonic())
+        age = now - feed.at / 1000
+        if feed.state == "stopped":
+            self._store.beat("feed", "stopped", feed.detail, from_ms(feed.at))
+        elif age > FEED_DOWN_SECONDS:
+            self._store.beat(
+                "feed", "down", f"{feed.detail}; no sign of life for {age:.0f} s: start it with `stocks produce`", from_ms(feed.at)
+            )
+        elif time.monotonic() - self._last_news[1] > FEED_SILENT_SECONDS:
+            self._store.beat("feed", "silent", f"{feed.detail}; nothing new for {time.monotonic() - self._last_news[1]:.0f} s")
+        else:
+            self._store.beat("feed", feed.state, feed.detail, from_ms(feed.since))
+
+    def _beat_spark(self) -> None:
+        stream = self._stream
+        rows, at = self._rows
+        self._rows = stream.committed_rows, time.monotonic()
+        rate = (self._rows[0] - rows) / max(self._rows[1] - at, 0.001)
+        detail = f"{self._settings.spark_master}, {rate:,.0f} messages/s, {stream.committed_batches:,} micro-batches"
+        state = {"failed": "down"}.get(stream.state, stream.state)
+        self._store.beat("spark", state, f"{detail}; {stream.error}" if stream.error else detail)
+
+
+# Verify, record
+
+
+def verify(settings: Settings) -> VerifyReport:
+    """Recompute the bars from the topic up to the stored offsets, compare, and return the report.
+
+    Raises SchemaError if the stored offsets belong to another topic than the one that is there.
+    """
+    servers, store = servers_of(settings), open_store(settings)
+    snapshot = store.snapshot()
+    store.close()
+    info = topics.describe_topic(servers, snapshot.topic)
+    if info.id != snapshot.topic_id:
+        raise SchemaError(
+            f"cannot verify: topic {info.name!r} has id {info.id}, the stored offsets belong to id {snapshot.topic_id}: "
+            "it was deleted and made again; name the database that belongs to it"
+        )
+    ranges = topics.read_offsets(servers, snapshot.topic)
+    first = dict(zip(snapshot.offsets["partition"], snapshot.offsets["first_offset"], strict=True))
+    ends = {int(part): int(end) for part, end in zip(snapshot.offsets["partition"], snapshot.offsets["next_offset"], strict=True)}
+    starts = {part: max(int(first[part]), ranges[part].earliest) for part in ends}
+    recomputed = recompute_bars(topics.read_messages(servers, snapshot.topic, starts, ends), snapshot.window_ms)
+    return compare_bars(recomputed, snapshot.bars, snapshot.offsets, {part: found.earliest for part, found in ranges.items()})
+
+
+class Recording(NamedTuple):
+    """What was read of the topic: ticks, and messages that were none."""
+
+    ticks: Iterator[Tick]
+    bad: list[str]
+
+
+def read_topic(settings: Settings) -> Recording:
+    """Return the ticks that the topic holds now, in the order in which the broker took them.
+
+    Messages that are no ticks are named in `bad` as they are met: topic, partition, offset and reason.
+    """
+    servers, topic = servers_of(settings), settings.kafka_topic
+    ranges = topics.read_offsets(servers, topic)
+    bad: list[str] = []
+    # One reader a partition, so that no more than a piece of each is held while they are merged by the broker's clock.
+    readers = [topics.read_messages(servers, topic, {part: found.earliest}, {part: found.latest}) for part, found in ranges.items()]
+
+    def ticks() -> Iterator[Tick]:
+        for message in heapq.merge(*readers, key=lambda message: (message.timestamp, message.partition, message.offset)):
+            try:
+                yield decode_tick(message.value, message.key)
+            except MessageError as error:
+                bad.append(f"{topic} {message.partition} {message.offset}: {error}")
+
+    return Recording(ticks(), bad)
+
+
+# A place of one's own
+
+
+class Place:
+    """A topic and a database of one's own on the running services, so that runs can stand side by side.
+
+    ``settings`` point there. Closing it, or leaving it as a context manager, removes both.
+    """
+
+    def __init__(self, settings: Settings, name: str, report: Report | None = None) -> None:
+        running = start_services(settings, report)
+        self._base_url = open_store(running).url
+        self.name = f"{name}-{secrets.token_hex(3)}"
+        url = create_database(self._base_url, self.name)
+        self.settings = running.replaced(kafka_topic=f"{self.name}-data", database_url=url)
+        self._open = True
+
+    def close(self) -> None:
+        """Remove the topic and the database."""
+        if self._open:
+            self._open = False
+            for topic in (self.settings.kafka_topic, status_topic(self.settings.kafka_topic)):
+                topics.delete_topic(servers_of(self.settings), topic)
+            drop_database(self._base_url, self.name)
+
+    def __enter__(self) -> Place:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def log_folder(settings: Settings) -> Path:
+    """Return the folder of the stages' logs, made if there is none."""
+    folder = settings.pipeline_home / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
