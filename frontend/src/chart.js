@@ -191,6 +191,10 @@ function render({ model, el }) {
     pointed = event.time === undefined ? null : utc(event.time);
     showLegend();
   });
+  chart.timeScale().subscribeVisibleTimeRangeChange((range) => {
+    el.dataset.from = range ? utc(range.from) : "";
+    el.dataset.to = range ? utc(range.to) : "";
+  });
   // There is no width before the page shows the widget, so what was fitted till then fitted nothing.
   const sizes = new ResizeObserver(() => {
     if (!wide && canvas.clientWidth > 0) {
