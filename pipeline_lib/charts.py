@@ -1,0 +1,151 @@
+"""Bars and progress as figures that stand still, for papermill and for print.
+
+The live chart is `dashboard.py`; this one draws the same bars with matplotlib, the same on every machine: its own
+settings, and a font that matplotlib brings. Called by the notebooks. A figure is returned, never shown.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib
+import matplotlib.dates as mdates
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ZONE = "America/New_York"
+
+# The dashboard's pair: blue and orange stay apart for every common kind of colour blindness.
+UP, DOWN, QUIET = "#0b6fb8", "#c8500a", "#6b7280"
+
+STYLE: dict[str, Any] = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#c3cad3",
+    "axes.labelcolor": "#3d4653",
+    "axes.titlelocation": "left",
+    "axes.titleweight": "bold",
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eef0f3",
+    "xtick.color": "#5b6472",
+    "ytick.color": "#5b6472",
+    "figure.facecolor": "white",
+    "figure.dpi": 100,
+    "savefig.dpi": 100,
+    "svg.hashsalt": "stock-pipeline",
+}
+
+
+class StillFigure(Figure):
+    """A figure that shows itself in a notebook without pyplot, byte for byte the same whatever a user's settings are."""
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        with matplotlib.rc_context(_style()):
+            self.savefig(buffer, format="png", metadata={"Software": None})
+        return buffer.getvalue()
+
+
+def plot_bars(bars: pd.DataFrame) -> StillFigure:
+    """Return candles with VWAP above their volume; bars that are not final are drawn lighter. Times are New York's.
+
+    Columns: symbol, window_start, window_end, open, high, low, close, volume, vwap, is_final; of one symbol.
+    """
+    with matplotlib.rc_context(_style()):
+        figure = StillFigure(figsize=(10, 5), layout="constrained")
+        price, volume = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+        if bars.empty:
+            price.set_title("No bars")
+            return figure
+        # Bars stand side by side by number, so that a closed market leaves no gap and no bar overlaps another.
+        place = np.arange(len(bars))
+        colours = np.where(bars["close"] >= bars["open"], UP, DOWN)
+        opacity = np.where(bars["is_final"].astype(bool), 1.0, 0.45)
+        _draw_candles(price, place, bars, colours, opacity)
+        vwap = bars["vwap"].to_numpy(float)
+        if not np.isnan(vwap).all():
+            price.plot(place, vwap, color=QUIET, linewidth=1, label="VWAP")
+            price.legend(loc="upper left", frameon=False)
+        volume.bar(place, bars["volume"].to_numpy(float), width=0.8, color=_with_opacity(colours, 0.5 * opacity))
+        width = (bars["window_end"] - bars["window_start"]).iloc[0]
+        price.set_title(f"{', '.join(map(str, bars['symbol'].unique()))}, bars of {_duration_words(width)}")
+        price.set_ylabel("price")
+        volume.set_ylabel("volume")
+        _label_times(volume, bars["window_start"])
+        return figure
+
+
+def plot_progress(progress: pd.DataFrame) -> StillFigure:
+    """Return rows a micro-batch above the milliseconds it took, by when it was committed.
+
+    Columns: committed_at, input_rows, aggregate_ms, commit_ms.
+    """
+    with matplotlib.rc_context(_style()):
+        figure = StillFigure(figsize=(10, 4), layout="constrained")
+        rows, delay = figure.subplots(2, 1, sharex=True)
+        rows.set_title("Micro-batches")
+        rows.set_ylabel("messages")
+        delay.set_ylabel("ms")
+        if progress.empty:
+            rows.set_title("No micro-batches")
+            return figure
+        times = mdates.date2num(progress["committed_at"].dt.tz_convert(ZONE).dt.tz_localize(None))
+        rows.vlines(times, 0, progress["input_rows"].to_numpy(float), color=UP, linewidth=1.2)
+        rows.plot(times, progress["input_rows"].to_numpy(float), "o", color=UP, markersize=2.5)
+        spark = progress["aggregate_ms"].to_numpy(float)
+        delay.stackplot(
+            times,
+            spark,
+            progress["commit_ms"].to_numpy(float),
+            colors=[UP, DOWN],
+            labels=["Spark: read, parse, aggregate", "PostgreSQL: merge and commit"],
+            alpha=0.75,
+            linewidth=0,
+        )
+        delay.legend(loc="upper left", frameon=False, ncols=2)
+        delay.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))
+        delay.set_xlabel("committed at, New York")
+        return figure
+
+
+def _style() -> Any:
+    """Return every setting: matplotlib's defaults but for ours. The backend is the one thing that is the user's."""
+    return {**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **STYLE}
+
+
+def _draw_candles(axes: Axes, place: np.ndarray, bars: pd.DataFrame, colours: np.ndarray, opacity: np.ndarray) -> None:
+    opens, closes = bars["open"].to_numpy(float), bars["close"].to_numpy(float)
+    shades = _with_opacity(colours, opacity)
+    low, high = bars["low"].to_numpy(float), bars["high"].to_numpy(float)
+    axes.vlines(place, low, high, colors=shades, linewidth=1)
+    # A candle that closes where it opened is still a line.
+    height = np.maximum(abs(closes - opens), (high.max() - low.min()) / 400)
+    axes.bar(place, height, bottom=np.minimum(opens, closes), width=0.7, color=shades)
+
+
+def _with_opacity(colours: np.ndarray, opacity: np.ndarray) -> list[tuple[str, float]]:
+    return [(str(colour), float(alpha)) for colour, alpha in zip(colours, opacity, strict=True)]
+
+
+def _label_times(axes: Axes, starts: pd.Series) -> None:
+    there = starts.dt.tz_convert(ZONE)
+    step = max(1, -(-len(there) // 9))
+    places = range(0, len(there), step)
+    of_one_day = there.dt.date.nunique() == 1
+    pattern = "%H:%M:%S" if of_one_day else "%b %d\n%H:%M"
+    axes.set_xticks(list(places), [there.iloc[i].strftime(pattern) for i in places])
+    axes.set_xlabel(f"{there.iloc[0]:%Y-%m-%d}, New York" if of_one_day else "New York")
+
+
+def _duration_words(width: pd.Timedelta) -> str:
+    seconds = round(width.total_seconds())
+    for size, word in ((3600, "h"), (60, "min")):
+        if seconds % size == 0:
+            return f"{seconds // size} {word}"
+    return f"{seconds} s"
