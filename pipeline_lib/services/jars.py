@@ -13,6 +13,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -216,3 +217,24 @@ def _disk_fault(error: OSError, folder: Path) -> str:
     if error.errno == errno.ENOSPC:
         return f"cannot keep the jars in {folder}: the disk is full; free 200 MB and run `make install` again"
     return f"cannot keep the jars in {folder}: {error.strerror or error}; make the folder writable and run `make install` again"
+
+
+def main() -> int:
+    """Fetch the jars in front of a person, and return the exit code: what the set-up calls."""
+    in_place = sys.stdout.isatty()
+
+    def show(line: str) -> None:
+        number = next((int(word) for word in line.split() if word.isdigit()), 0)
+        if in_place:
+            print(f"\r      {line[:70]:<70}", end="", flush=True)
+        elif number % 10 == 0:
+            print(f"      {line}", flush=True)
+
+    try:
+        fetch_jars(show)
+    except InstallError as error:
+        print(f"\n{error}" if in_place else error, file=sys.stderr)
+        return 1
+    if in_place:
+        print("\r" + " " * 78 + "\r", end="")
+    return 0
