@@ -41,6 +41,9 @@ STYLE: dict[str, Any] = {
     "svg.hashsalt": "stock-pipeline",
 }
 
+# A legend stands above the axes, where it hides nothing.
+_ABOVE: dict[str, Any] = {"loc": "lower right", "bbox_to_anchor": (1, 1), "frameon": False, "borderaxespad": 0.2}
+
 
 class StillFigure(Figure):
     """A figure that shows itself in a notebook without pyplot, byte for byte the same whatever a user's settings are."""
@@ -71,7 +74,7 @@ def plot_bars(bars: pd.DataFrame) -> StillFigure:
         vwap = bars["vwap"].to_numpy(float)
         if not np.isnan(vwap).all():
             price.plot(place, vwap, color=QUIET, linewidth=1, label="VWAP")
-            price.legend(loc="upper left", frameon=False)
+            price.legend(**_ABOVE)
         volume.bar(place, bars["volume"].to_numpy(float), width=0.8, color=_with_opacity(colours, 0.5 * opacity))
         width = (bars["window_end"] - bars["window_start"]).iloc[0]
         price.set_title(f"{', '.join(map(str, bars['symbol'].unique()))}, bars of {_duration_words(width)}")
@@ -108,7 +111,7 @@ def plot_progress(progress: pd.DataFrame) -> StillFigure:
             alpha=0.75,
             linewidth=0,
         )
-        delay.legend(loc="upper left", frameon=False, ncols=2)
+        delay.legend(**_ABOVE, ncols=2)
         delay.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))
         delay.set_xlabel("committed at, New York")
         return figure
