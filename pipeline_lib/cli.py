@@ -27,7 +27,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="A real-time stock analytics pipeline: feed, Kafka, Spark, PostgreSQL, dashboard. Settings are read from the environment and .env.",
+    help="A real-time stock analytics pipeline: feed, Kafka, Spark, PostgreSQL, dashboard. Settings: the environment and .env.",
 )
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -76,13 +76,16 @@ def _print_status(settings: Settings, as_json: bool = False) -> None:
     if as_json:
         print(msgspec.json.format(msgspec.json.encode(statuses)).decode())
         return
-    table = Table("service", "state", "address", "pid", "since", "version", "memory", "log")
+    table = Table(box=None, pad_edge=False)
+    for heading in ("service", "state", "version", "address", "pid", "memory"):
+        table.add_column(heading, overflow="fold")
     for found in statuses:
-        row = msgspec.to_builtins(found)
-        memory = f"{row['memory_mb']} MB" if row.get("memory_mb") else ""
-        cells = (row.get(name) for name in ("name", "state", "address", "pid", "since", "version"))
-        table.add_row(*("" if cell is None else str(cell) for cell in cells), memory, str(row.get("log") or ""))
+        memory = f"{found.memory_mb} MB" if found.memory_mb else ""
+        table.add_row(found.name, found.state, found.version or "", found.address or "", str(found.pid or ""), memory)
     out.print(table)
+    for found in statuses:
+        if found.log:
+            out.print(f"log of {found.name}: {found.log}")
 
 
 @app.command()

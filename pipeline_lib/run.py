@@ -163,9 +163,8 @@ def _watch(stages: list[Stage], store: pipeline.Store, stopping: threading.Event
             states = "; ".join(f"{name} {state}" for name, (state, _) in words.items())
             if states != said or time.monotonic() - said_at > PLAIN_SECONDS:
                 said, said_at = states, time.monotonic()
-                out.print(
-                    f"{dt.datetime.now(dt.UTC):%H:%M:%S}   {'; '.join(f'{name} {state}: {detail}' for name, (state, detail) in words.items())}"
-                )
+                line = "; ".join(f"{name} {state}: {detail}" for name, (state, detail) in words.items())
+                out.print(f"{dt.datetime.now(dt.UTC):%H:%M:%S}   {line}")
 
 
 class _Quiet:
