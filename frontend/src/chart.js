@@ -78,11 +78,11 @@ function addLegend(root) {
   const symbol = element("span", "sp-legend-symbol");
   const width = element("span", "sp-legend-width");
   const time = element("span", "sp-legend-time");
-  const values = element("dl", "sp-legend-values");
+  const values = element("div", "sp-legend-values");
   const fields = ["Open", "High", "Low", "Close", "VWAP", "Volume"].map((name) => {
-    const pair = element("div", name === "VWAP" ? "sp-is-vwap" : "");
-    const value = element("dd", "");
-    pair.append(element("dt", "", name), value);
+    const pair = element("span", name === "VWAP" ? "sp-is-vwap" : "");
+    const value = element("span");
+    pair.append(element("span", "sp-legend-name", name), value);
     values.append(pair);
     return value;
   });
