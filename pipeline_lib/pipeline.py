@@ -97,6 +97,7 @@ def open_stream(settings: Settings, session: SparkSession, store: Store, *, cons
         window_ms=settings.window_ms,
         watermark_delay=settings.watermark_delay,
         trigger=settings.trigger,
+        max_offsets=settings.max_offsets_per_trigger,
         checkpoints=settings.checkpoint_folder,
     )
     return Stream(session, plan, store, console=console, report=report)

@@ -27,9 +27,12 @@ MAX_MESSAGE_BYTES = 1_000
 
 # Spark reads a JSON number, true, false, null, an object or an array into a string without complaint. No symbol and no
 # id may look like one of those, so that what is read as text was text.
-SYMBOL_PATTERN = r"^(?![0-9][0-9.eE+-]*$)[A-Z0-9^][A-Za-z0-9.:^=_/#-]{0,31}$"
-ID_PATTERN = r"^[a-z][a-z0-9]*-[!#-\[\]-~]{1,90}$"
-CONDITION_PATTERN = r"^[ !#-\[\]-~]{0,16}$"
+#
+# They end in END, since `$` lets a line feed through in Python's regular expressions, and other ends of lines in Java's.
+END = r"(?![\s\S])"
+SYMBOL_PATTERN = rf"^(?![0-9][0-9.eE+-]*{END})[A-Z0-9^][A-Za-z0-9.:^=_/#-]{{0,31}}{END}"
+ID_PATTERN = rf"^[a-z][a-z0-9]*-[!#-\[\]-~]{{1,90}}{END}"
+CONDITION_PATTERN = rf"^[ !#-\[\]-~]{{0,16}}{END}"
 MAX_CONDITIONS = 16
 
 MAX_PRICE = 1e9  # a guess; Berkshire's A share is below 1e6, some crypto and currency pairs are above
@@ -60,7 +63,7 @@ class Tick(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["trade", "quote"]
     symbol: Annotated[str, Meta(pattern=SYMBOL_PATTERN)]
     price: Price
-    volume: Annotated[float, Meta(ge=0, le=MAX_VOLUME)] | None
+    volume: Annotated[float, Meta(ge=0, le=MAX_VOLUME)] | None = None
     event_time: Millis
     receipt_time: Millis
     source: Literal["finnhub-rest", "finnhub-ws", "replay", "simulated"]

@@ -31,9 +31,6 @@ from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import MessageError, OffsetsMovedError, PipelineError, TopicError, UnavailableError
 from pipeline_lib.records import Batch, DeadLetter, check_size, decode_tick
 
-# Bounds the first batch after a stop: about 150 MB of full ticks, read in a stream and never held at once.
-MAX_OFFSETS_PER_TRIGGER = 500_000
-
 # Dead letters are fetched in pieces of about this many, 4 kB each at most.
 LETTERS_A_PIECE = 2_000
 
@@ -69,7 +66,10 @@ class Sink(Protocol):
 
 
 class Plan(NamedTuple):
-    """What a stream is to do. Durations are in Spark's words, as in the settings."""
+    """What a stream is to do. Durations are in Spark's words, as in the settings.
+
+    ``max_offsets`` bounds a micro-batch, and so the first one after a stop; the messages are never all held at once.
+    """
 
     servers: str
     topic: str
@@ -77,6 +77,7 @@ class Plan(NamedTuple):
     window_ms: int
     watermark_delay: str
     trigger: str
+    max_offsets: int
     checkpoints: Path
 
 
@@ -254,7 +255,7 @@ class Stream:
             .option("kafka.bootstrap.servers", plan.servers)
             .option("subscribe", plan.topic)
             .option("startingOffsets", json.dumps(starts))
-            .option("maxOffsetsPerTrigger", MAX_OFFSETS_PER_TRIGGER)
+            .option("maxOffsetsPerTrigger", plan.max_offsets)
             .option("failOnDataLoss", "true")
             .option("kafkaConsumer.pollTimeoutMs", 20_000)
             .option("kafka.request.timeout.ms", 10_000)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from pipeline_lib.records import (
     CONDITION_PATTERN,
+    END,
     ID_PATTERN,
     MAX_CONDITIONS,
     MAX_PRICE,
@@ -18,11 +19,8 @@ from pipeline_lib.records import (
     Tick,
 )
 
-# `$` of a pattern lets a line feed through at the end, which the contract does not.
 _texts = {
-    name: st.from_regex(
-        pattern.replace("$)", r"\Z)").removesuffix("$") + r"\Z", alphabet=st.characters(max_codepoint=126, min_codepoint=32)
-    )
+    name: st.from_regex(pattern.replace(END, r"\Z"), alphabet=st.characters(max_codepoint=126, min_codepoint=32))
     for name, pattern in {"id": ID_PATTERN, "symbol": SYMBOL_PATTERN, "condition": CONDITION_PATTERN}.items()
 }
 _times = st.integers(MIN_TIME, MAX_TIME)
