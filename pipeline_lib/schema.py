@@ -45,13 +45,37 @@ def create_tables(cursor: Any) -> None:
     Raises SchemaError that shows each difference between the tables there and the ones wanted.
     """
     cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-    cursor.execute(
-        "select exists (select from pg_class where relnamespace = 'public'::regnamespace and relname = any(%s))", (list(TABLES),)
-    )
-    if not cursor.fetchone()[0]:
+    if not _are_there(cursor):
         cursor.execute(_read_sql("schema.sql"))
         cursor.execute(_read_sql("views.sql"))
         return
+    wanted_views = _compare(cursor)
+    if wanted_views != _describe_views(cursor):
+        _drop_views(cursor)
+        cursor.execute(_read_sql("views.sql"))
+
+
+def check_tables(cursor: Any) -> bool:
+    """Return whether there are tables, and change nothing.
+
+    Raises SchemaError that shows each difference between the tables there and the ones wanted.
+    """
+    cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+    if not _are_there(cursor):
+        return False
+    _compare(cursor)
+    return True
+
+
+def _are_there(cursor: Any) -> bool:
+    cursor.execute(
+        "select exists (select from pg_class where relnamespace = 'public'::regnamespace and relname = any(%s))", (list(TABLES),)
+    )
+    return bool(cursor.fetchone()[0])
+
+
+def _compare(cursor: Any) -> dict[str, str]:
+    """Return the views that are wanted; raises SchemaError if the tables differ from the ones wanted."""
     wanted_tables, wanted_views = _wanted(cursor)
     faults = _differences(wanted_tables, _describe_tables(cursor))
     if faults:
@@ -59,9 +83,7 @@ def create_tables(cursor: Any) -> None:
             f"cannot use the tables: {'; '.join(faults)}; undo that change, "
             "or name an empty database in DATABASE_URL, which is filled again from the topic"
         )
-    if wanted_views != _describe_views(cursor):
-        _drop_views(cursor)
-        cursor.execute(_read_sql("views.sql"))
+    return wanted_views
 
 
 def _read_sql(name: str) -> str:

@@ -227,6 +227,14 @@ class Store:
         with self._transaction() as cursor:
             schema.create_tables(cursor)
 
+    def check_tables(self) -> bool:
+        """Return whether there are tables; nothing is changed.
+
+        Raises SchemaError that shows each difference between the tables there and the ones this program creates.
+        """
+        with self._transaction() as cursor:
+            return schema.check_tables(cursor)
+
     def bind(self, topic_id: str, window_ms: int) -> None:
         """Tie this database to one topic and one window at first start.
 
