@@ -230,10 +230,8 @@ class Dashboard(ipywidgets.VBox):
             return
         self._down_since = self._down_since or now
         shown = f" What you see is from {clock_words(self._good_at, now)}." if self._good_at else ""
-        self.strip.notice = {
-            "kind": "down",
-            "text": f"PostgreSQL: down since {clock_words(self._down_since, now)} New York.{shown} {error}",
-        }
+        text = f"PostgreSQL: down since {clock_words(self._down_since, now)} New York.{shown}"
+        self.strip.notice = {"kind": "down", "text": text, "detail": str(error)}
         self.strip.stages = [self._stage_without_database(stage) for stage in self.strip.stages]
 
     def _stage_without_database(self, stage: dict[str, Any]) -> dict[str, Any]:

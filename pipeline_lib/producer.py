@@ -60,7 +60,7 @@ class Producer:
         self.topic = topic
         self._started = time.monotonic()
         self._sent = self._acknowledged = self._failed = self._resent = 0
-        self._in_flight: deque[tuple[Any, bytes, bytes]] = deque()
+        self._in_flight: deque[tuple[Any, bytes | None, bytes | None]] = deque()
         try:
             self._kafka = KafkaProducer(
                 bootstrap_servers=servers.split(","),
@@ -82,15 +82,19 @@ class Producer:
         Waits while the bound of unacknowledged messages is reached. Raises PipelineError for a failure that another try
         cannot mend, such as a missing right.
         """
-        self._sent += 1
-        self._send(encode_key(tick.symbol), encode_tick(tick))
+        self.publish_message(encode_key(tick.symbol), encode_tick(tick))
 
-    def _send(self, key: bytes, value: bytes) -> None:
+    def publish_message(self, key: bytes | None, value: bytes | None) -> None:
+        """Accept a message as it is, tick or not: what a notebook or a test needs to see a bad one through."""
+        self._sent += 1
+        self._send(key, value)
+
+    def _send(self, key: bytes | None, value: bytes | None) -> None:
         self._in_flight.append((self._kafka.send(self.topic, key=key, value=value), key, value))
         while self._in_flight and (self._in_flight[0][0].is_done or len(self._in_flight) > MAX_IN_FLIGHT):
             self._settle(*self._in_flight.popleft())
 
-    def _settle(self, future: Any, key: bytes, value: bytes) -> None:
+    def _settle(self, future: Any, key: bytes | None, value: bytes | None) -> None:
         try:
             future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 10)
             self._acknowledged += 1

@@ -80,24 +80,27 @@ def price_rows(prices: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def stage_rows(stages: pd.DataFrame, now: dt.datetime) -> list[dict[str, Any]]:
-    """Return a dict a stage: stage, title, state, detail, since. A stage whose last sign of life is old is down since then."""
+    """Return a dict a stage: stage, title, state, detail, since.
+
+    A stage whose last sign of life is old is down since then. The stream tells of feed and Kafka too, so without it they
+    are unknown, not down.
+    """
+    records = [{**row, "is_silent": _is_silent(row, now)} for row in stages.to_dict("records")]
+    stream_tells = any(row["stage"] == "spark" and row["state"] != "stopped" and not row["is_silent"] for row in records)
     rows = []
-    for row in stages.to_dict("records"):
-        beat, state, since = row.get("beat_at"), str(row["state"]), row.get("since")
-        detail = row.get("detail")
-        if state != "stopped" and beat is not None and not pd.isna(beat) and now - beat > SILENCE:
-            state, since = "down", beat
-        name = str(row["stage"])
-        rows.append(
-            {
-                "stage": name,
-                "title": TITLES.get(name, name),
-                "state": state,
-                "detail": "" if detail is None or detail is pd.NA else str(detail),
-                "since": epoch_ms(since),
-            }
-        )
+    for row in records:
+        name, state, since = str(row["stage"]), str(row["state"]), row.get("since")
+        if row["is_silent"] and state != "stopped":
+            state = "down" if stream_tells or name not in ("feed", "kafka") else "unknown"
+            since = row["beat_at"]
+        detail = "" if row.get("detail") is None else str(row["detail"])
+        rows.append({"stage": name, "title": TITLES.get(name, name), "state": state, "detail": detail, "since": epoch_ms(since)})
     return rows
+
+
+def _is_silent(row: dict[Any, Any], now: dt.datetime) -> bool:
+    beat = row.get("beat_at")
+    return bool(beat is not None and not pd.isna(beat) and now - beat > SILENCE)
 
 
 def banner_of(stages: list[dict[str, Any]]) -> dict[str, str]:
@@ -106,13 +109,12 @@ def banner_of(stages: list[dict[str, Any]]) -> dict[str, str]:
     if not detail:
         return {}
     first, _, rest = detail.partition(", ")
-    if not detail.lower().startswith(("simulated", "replay")):
-        return {"kind": "live", "title": first, "text": rest}
-    simulated = detail.lower().startswith("simulated")
-    title = first.upper()
-    if simulated and "FINNHUB_API_KEY" in rest:
-        title += " — no Finnhub key"
-    return {"kind": "simulated" if simulated else "replay", "title": title, "text": rest}
+    if detail.startswith("simulated"):
+        why = " — no Finnhub key" if "no FINNHUB_API_KEY" in rest else ""
+        return {"kind": "simulated", "title": first.upper() + why, "text": rest}
+    if detail.startswith("tape"):
+        return {"kind": "replay", "title": "REPLAY, not the market of today", "text": detail}
+    return {"kind": "live", "title": first, "text": rest}
 
 
 class Chart(anywidget.AnyWidget):

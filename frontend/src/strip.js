@@ -53,11 +53,14 @@ function render({ model, el }) {
   banner.append(bannerTitle, bannerText);
   const notice = element("div", "sp-notice");
   notice.setAttribute("role", "status");
-  const noticeText = element("span");
+  const noticeWords = element("div");
+  const noticeText = element("div", "sp-notice-text");
+  const noticeDetail = element("div", "sp-notice-detail");
+  noticeWords.append(noticeText, noticeDetail);
   const reload = element("button", "sp-reload", "Reload the page");
   reload.type = "button";
   reload.addEventListener("click", () => location.reload());
-  notice.append(noticeText, reload);
+  notice.append(noticeWords, reload);
   const stages = element("ol", "sp-stages");
   el.append(head, banner, notice, stages);
 
@@ -77,6 +80,7 @@ function render({ model, el }) {
     notice.hidden = !problem;
     notice.dataset.kind = silent ? "silent" : (said.kind ?? "");
     setText(noticeText, problem);
+    setText(noticeDetail, silent ? "" : (said.detail ?? ""));
     reload.hidden = !silent || document.body.dataset.voila === undefined; // reloading JupyterLab would not help
     el.classList.toggle("sp-silent", Boolean(silent));
     // Without the kernel nothing on the page is known to be true any more.

@@ -23,6 +23,8 @@ def hold_lock(path: Path, seconds: float) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = fasteners.InterProcessLock(path)
     if not lock.acquire(timeout=seconds, delay=0.02, max_delay=0.1):
+        if lock.lockfile is not None:
+            lock.lockfile.close()  # fasteners leaves it open
         raise AlreadyRunningError(f"cannot lock {path}: another `stocks` command has held it for {seconds:.0f} s; wait for it, or end it")
     try:
         yield

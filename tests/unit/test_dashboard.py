@@ -11,7 +11,7 @@ import pytest
 
 from pipeline_lib.dashboard import Dashboard
 from pipeline_lib.errors import UnavailableError
-from pipeline_lib.widgets import LONGEST_TAIL, Chart, bar_rows, stage_rows
+from pipeline_lib.widgets import LONGEST_TAIL, Chart, banner_of, bar_rows, stage_rows
 
 START = pd.Timestamp("2026-03-02 14:30:00", tz="UTC")
 WINDOW = pd.Timedelta(seconds=10)
@@ -131,11 +131,22 @@ def test_one_refresh_fills_chart_board_and_strip(frames: Frames, make: Callable[
     assert dashboard.strip.notice == {}
 
 
-def test_a_simulated_market_says_so_and_that_there_is_no_key(make: Callable[..., Dashboard]) -> None:
-    dashboard = make()
-    asyncio.run(dashboard.refresh())
-    assert dashboard.strip.banner["kind"] == "simulated"
-    assert dashboard.strip.banner["title"] == "SIMULATED MARKET — no Finnhub key"
+@pytest.mark.parametrize(
+    ("detail", "kind", "title"),
+    [
+        (
+            "simulated market, seed 7, 50 ticks/s; no FINNHUB_API_KEY: the simulated market",
+            "simulated",
+            "SIMULATED MARKET — no Finnhub key",
+        ),
+        ("simulated market, seed 7, 50 ticks/s; asked for", "simulated", "SIMULATED MARKET"),
+        ("tape day.parquet at speed 60, event times kept; asked for", "replay", "REPLAY, not the market of today"),
+        ("Finnhub quotes, 8 symbols, each every 8 s; FINNHUB_API_KEY is set", "live", "Finnhub quotes"),
+    ],
+)
+def test_the_banner_says_where_the_data_come_from(detail: str, kind: str, title: str) -> None:
+    banner = banner_of([{"stage": "feed", "detail": detail}])
+    assert (banner["kind"], banner["title"]) == (kind, title)
 
 
 def test_values_change_untouched_and_snapshot_is_sent_once(frames: Frames, make: Callable[..., Dashboard]) -> None:
@@ -222,24 +233,31 @@ def test_any_other_fault_is_said_in_words_and_survived(
     assert "could not load" in caplog.text
 
 
-def test_a_stage_that_does_not_beat_is_down_since_its_last_beat() -> None:
+def stage_states(ages: dict[str, tuple[str, int]]) -> dict[str, tuple[str, object]]:
+    """State and since of each stage at 15:00, given what it said last and how many seconds ago."""
     now = dt.datetime(2026, 3, 2, 15, 0, tzinfo=dt.UTC)
-    beats = {"feed": 1, "kafka": 6, "spark": 600}
-    stages = pd.DataFrame(
-        [
-            {
-                "stage": s,
-                "state": "stopped" if s == "spark" else "running",
-                "detail": "",
-                "since": START,
-                "beat_at": now - dt.timedelta(seconds=age),
-            }
-            for s, age in beats.items()
-        ]
-    )
-    rows = {row["stage"]: row for row in stage_rows(stages, now)}
-    assert {name: row["state"] for name, row in rows.items()} == {"feed": "running", "kafka": "down", "spark": "stopped"}
-    assert rows["kafka"]["since"] == (now - dt.timedelta(seconds=6)).timestamp() * 1000
+    said = [
+        {"stage": stage, "state": state, "detail": "", "since": START, "beat_at": now - dt.timedelta(seconds=age)}
+        for stage, (state, age) in ages.items()
+    ]
+    return {
+        row["stage"]: (row["state"], row["since"] / 1000 - now.timestamp() if row["state"] in ("down", "unknown") else None)
+        for row in stage_rows(pd.DataFrame(said), now)
+    }
+
+
+def test_a_stage_that_does_not_beat_is_down_since_its_last_beat() -> None:
+    assert stage_states({"feed": ("running", 1), "kafka": ("running", 6), "spark": ("running", 2)}) == {
+        "feed": ("running", None),
+        "kafka": ("down", -6.0),
+        "spark": ("running", None),
+    }
+
+
+@pytest.mark.parametrize(("spark", "shown"), [(("running", 6), ("down", -6.0)), (("stopped", 6), ("stopped", None))])
+def test_without_the_stream_that_tells_of_them_feed_and_kafka_are_unknown(spark: tuple[str, int], shown: tuple[str, object]) -> None:
+    states = stage_states({"feed": ("running", 7), "kafka": ("running", 6), "spark": spark})
+    assert states == {"feed": ("unknown", -7.0), "kafka": ("unknown", -6.0), "spark": shown}
 
 
 def test_a_second_dashboard_replaces_the_first(make: Callable[..., Dashboard]) -> None:
