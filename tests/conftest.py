@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections.abc import Iterator
 from importlib.metadata import version
 
 import pytest
+from pyspark.sql import SparkSession
 
+from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import PipelineError
 from pipeline_lib.services import service_status, start_services, stop_services
@@ -44,3 +47,19 @@ def services() -> Iterator[Settings]:
         "database_url": running.database_url if before["postgres"].state == "running" else None,
     }
     stop_services(settings.replaced(**left_alone))
+
+
+@pytest.fixture(scope="session")
+def session() -> Iterator[SparkSession]:
+    """The Spark session that the stream would use: one for all tests, since it takes seconds to start."""
+    found = pipeline.open_spark(Settings.load())
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def place(services: Settings, request: pytest.FixtureRequest) -> Iterator[pipeline.Place]:
+    """A topic and a database of the test's own, named after it and removed afterwards."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:40].strip("-")
+    with pipeline.Place(services, name) as found:
+        yield found

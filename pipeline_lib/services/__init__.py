@@ -11,6 +11,7 @@ Called by the command line, the notebooks and the tests; stages know addresses o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,7 @@ from pipeline_lib.services.locks import hold_lock
 from pipeline_lib.services.process import State
 from pipeline_lib.services.status import ServiceStatus, local_status
 
-__all__ = ["ServiceStatus", "find_services", "service_status", "start_services", "stop_services"]
+__all__ = ["ServiceStatus", "find_services", "remove_services", "service_status", "start_services", "stop_services"]
 
 LOCK_SECONDS = 1_000  # the first start may fetch the jars
 
@@ -84,6 +85,24 @@ def stop_services(settings: Settings) -> list[str]:
                 stopped.append(name)
             process.write_state(home / name, State(born=None, ports=state.ports, version=state.version, data=state.data))
     return stopped
+
+
+def remove_services(settings: Settings) -> None:
+    """Stop the services of this PIPELINE_HOME and delete their data, wherever it lies; what has an address is left alone.
+
+    For tests and benchmarks, which have a PIPELINE_HOME of their own: the data of a server that root started may lie
+    outside of it, and would be left over.
+    """
+    stop_services(settings)
+    for name, given in (("kafka", settings.kafka_bootstrap_servers), ("postgres", settings.database_url)):
+        folder = settings.pipeline_home / name
+        state = process.read_state(folder)
+        if given is not None or state is None:
+            continue
+        data = Path(state.data)
+        shutil.rmtree(folder)
+        if not data.is_relative_to(folder):
+            shutil.rmtree(data.parent)
 
 
 def service_status(settings: Settings) -> list[ServiceStatus]:

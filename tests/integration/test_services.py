@@ -6,39 +6,34 @@ Each test has a PIPELINE_HOME of its own, and leaves no process.
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import psycopg2
 import pytest
-from kafka import KafkaAdminClient
-from kafka.admin import NewTopic
 
+from pipeline_lib import topics
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import ServiceError
-from pipeline_lib.services import find_services, kafka, postgres, process, service_status, start_services, stop_services
+from pipeline_lib.errors import ServiceError, TopicError
+from pipeline_lib.services import find_services, kafka, postgres, process, remove_services, service_status, start_services, stop_services
 from pipeline_lib.services.process import Born, State
+
+ADDRESSES = ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "PIPELINE_HOME")
 
 
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     """Settings of an empty PIPELINE_HOME; whatever was started in it is gone afterwards."""
     monkeypatch.chdir(tmp_path)  # away from the project's .env
-    for name in ("KAFKA_BOOTSTRAP_SERVERS", "DATABASE_URL", "PIPELINE_HOME"):
+    for name in ADDRESSES:
         monkeypatch.delenv(name, raising=False)
-    home = tmp_path / "home with a space, and ümlaut"
-    made = Settings.load(pipeline_home=home)
+    made = Settings.load(pipeline_home=tmp_path / "home with a space, and ümlaut")
     yield made
-    stop_services(made)
-    state = process.read_state(home / "postgres")
-    if state is not None and not Path(state.data).is_relative_to(home):  # as root, tmp_path is closed to the server's user
-        shutil.rmtree(Path(state.data).parent)
+    remove_services(made)
 
 
 def run_sql(settings: Settings, statement: str) -> list[tuple[object, ...]]:
@@ -53,22 +48,6 @@ def run_sql(settings: Settings, statement: str) -> list[tuple[object, ...]]:
         connection.close()
 
 
-def topic_names(settings: Settings) -> list[str]:
-    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    try:
-        return sorted(admin.list_topics())
-    finally:
-        admin.close()
-
-
-def create_topic(settings: Settings, name: str) -> None:
-    admin = KafkaAdminClient(bootstrap_servers=settings.kafka_bootstrap_servers)
-    try:
-        admin.create_topics([NewTopic(name, 2, 1)])
-    finally:
-        admin.close()
-
-
 def kill(settings: Settings, name: str) -> int:
     """Kill the service with -9, return its number when it is gone."""
     (status,) = [status for status in service_status(settings) if status.name == name]
@@ -81,8 +60,9 @@ def kill(settings: Settings, name: str) -> int:
 
 def test_killed_services_come_up_again_with_their_data_and_their_addresses(settings: Settings) -> None:
     running = start_services(settings)
+    assert running.kafka_bootstrap_servers is not None
     run_sql(running, "CREATE TABLE kept (x int); INSERT INTO kept VALUES (7)")
-    create_topic(running, "kept")
+    topics.create_topic(running.kafka_bootstrap_servers, "kept")
 
     kill(settings, "kafka")
     kill(settings, "postgres")
@@ -90,8 +70,9 @@ def test_killed_services_come_up_again_with_their_data_and_their_addresses(setti
     again = start_services(settings)
 
     assert again == running
+    assert again.kafka_bootstrap_servers is not None
     assert run_sql(again, "SELECT x FROM kept") == [(7,)]
-    assert "kept" in topic_names(again)
+    assert "kept" in topics.list_topics(again.kafka_bootstrap_servers)
 
 
 def test_down_leaves_no_process_and_a_second_up_finds_the_data(settings: Settings) -> None:
@@ -105,7 +86,7 @@ def test_down_leaves_no_process_and_a_second_up_finds_the_data(settings: Setting
     assert not [pid for pid in (*pids, *family) if pid is not None and psutil.pid_exists(pid)]
     assert [status.state for status in service_status(settings)] == ["stopped", "stopped"]
     assert stop_services(settings) == []
-    with pytest.raises(ServiceError, match="not running.*stocks up"):
+    with pytest.raises(ServiceError, match=r"not running.*stocks up"):
         find_services(settings)
     assert run_sql(start_services(settings), "SELECT count(*) FROM kept") == [(0,)]
 
@@ -127,12 +108,6 @@ def test_two_commands_at_once_start_one_service_and_a_third_finds_it(settings: S
     assert [status.pid for status in service_status(settings)] == [int(pid) for pid in pids]
 
 
-def test_an_interrupt_of_the_terminal_does_not_reach_the_services(settings: Settings) -> None:
-    start_services(settings)
-    ours = os.getsid(0)
-    assert [os.getsid(status.pid) == ours for status in service_status(settings) if status.pid] == [False, False]
-
-
 def test_given_addresses_are_used_and_nothing_is_started_or_stopped(settings: Settings) -> None:
     url = "postgresql://reader:secret@db.example:5432/stocks"
     given = settings.replaced(kafka_bootstrap_servers="broker.example:9092", database_url=url)
@@ -150,18 +125,6 @@ def test_the_given_one_is_left_alone_when_the_other_is_stopped(settings: Setting
     running = start_services(settings)
     assert stop_services(settings.replaced(kafka_bootstrap_servers=running.kafka_bootstrap_servers)) == ["postgres"]
     assert [status.state for status in service_status(settings)] == ["running", "stopped"]
-
-
-def test_a_taken_port_is_replaced_and_said(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(process, "PORT_SECONDS", 0)
-    folder = settings.pipeline_home / "postgres"
-    folder.mkdir(parents=True)
-    with socket.create_server(("127.0.0.1", 0)) as other:
-        taken = other.getsockname()[1]
-        said: list[str] = []
-        ports = process.choose_ports(("client",), {"client": taken}, said.append)
-    assert ports["client"] != taken
-    assert said == [f"port {taken} is taken by another program: client uses {ports['client']} from now on"]
 
 
 def test_a_recycled_number_is_neither_taken_for_ours_nor_killed(settings: Settings) -> None:
@@ -197,21 +160,57 @@ def test_a_service_that_cannot_start_says_why_and_leaves_no_process(settings: Se
     assert [status.state for status in service_status(settings) if status.name == name] == ["stopped"]
 
 
-def test_the_services_listen_on_the_loopback_only_and_ask_for_the_password(settings: Settings) -> None:
-    running = start_services(settings)
-    for status in service_status(settings):
-        assert status.pid is not None
-        listening = [connection for connection in psutil.Process(status.pid).net_connections("all") if connection.status == "LISTEN"]
-        assert listening and {connection.laddr.ip.removeprefix("::ffff:") for connection in listening} == {"127.0.0.1"}
-    assert running.database_url is not None
-    wrong = running.database_url.get_secret_value().replace("stocks:", "stocks:x", 1)
+@pytest.fixture(scope="module")
+def settled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """The settings of services that several tests look at, and none changes; started with a key in the environment."""
+    folder = tmp_path_factory.mktemp("settled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("FINNHUB_API_KEY", "a-secret-key")
+        for name in ADDRESSES:
+            patch.delenv(name, raising=False)
+        running = start_services(Settings.load(pipeline_home=folder / "home"))
+        yield running
+        remove_services(Settings.load(pipeline_home=folder / "home"))
+
+
+def pids(settings: Settings) -> list[int]:
+    own = settings.model_copy(update={"kafka_bootstrap_servers": None, "database_url": None})
+    return [status.pid for status in service_status(own) if status.pid is not None]
+
+
+def test_the_services_listen_on_the_loopback_only(settled: Settings) -> None:
+    for pid in pids(settled):
+        listening = [each for each in psutil.Process(pid).net_connections("all") if each.status == "LISTEN"]
+        assert {each.laddr.ip.removeprefix("::ffff:") for each in listening} == {"127.0.0.1"}
+
+
+def test_the_database_asks_for_the_password_which_only_its_owner_can_read(settled: Settings) -> None:
+    assert settled.database_url is not None
+    wrong = settled.database_url.get_secret_value().replace("stocks:", "stocks:x", 1)
     with pytest.raises(psycopg2.OperationalError, match="password authentication failed"):
         psycopg2.connect(wrong)
-    assert (settings.pipeline_home / "postgres" / "password").stat().st_mode & 0o077 == 0
+    assert (settled.pipeline_home / "postgres" / "password").stat().st_mode & 0o077 == 0
 
 
-def test_the_key_is_not_given_to_the_services(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FINNHUB_API_KEY", "a-secret-key")
-    start_services(settings)
-    for status in service_status(settings):
-        assert "FINNHUB_API_KEY" not in psutil.Process(status.pid).environ()
+def test_the_database_is_durable_utf8_and_utc(settled: Settings) -> None:
+    names = ("fsync", "full_page_writes", "server_encoding", "TimeZone", "data_checksums")
+    rows = run_sql(settled, "SELECT " + ", ".join(f"current_setting('{name}')" for name in names))
+    assert rows == [("on", "on", "UTF8", "UTC", "on")]
+
+
+def test_an_interrupt_of_the_terminal_does_not_reach_the_services(settled: Settings) -> None:
+    assert len(pids(settled)) == 2
+    assert os.getsid(0) not in {os.getsid(pid) for pid in pids(settled)}
+
+
+def test_the_key_is_not_given_to_the_services(settled: Settings) -> None:
+    for pid in pids(settled):
+        assert "a-secret-key" not in str(psutil.Process(pid).environ())
+
+
+def test_topics_are_not_made_by_a_misspelt_name(settled: Settings) -> None:
+    assert settled.kafka_bootstrap_servers is not None
+    with pytest.raises(TopicError):
+        topics.describe_topic(settled.kafka_bootstrap_servers, "no-such-topic")
+    assert "no-such-topic" not in topics.list_topics(settled.kafka_bootstrap_servers)
