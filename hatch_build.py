@@ -83,15 +83,16 @@ def run(command: list[str], frontend: Path, environment: dict[str, str], what: s
     """Run one step; raises BundleError with the last lines it said if it fails."""
     done = subprocess.run(command, cwd=frontend, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        said = " | ".join(line.strip() for line in done.stdout.splitlines() if line.strip().startswith(("npm error", "✘", "Error", "X [")))
-        found = said[-600:] or done.stdout[-600:].strip()
-        raise BundleError(f"`{what}` in frontend/ ended with {done.returncode}: {found}; is the npm registry reachable?")
+        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        telling = [line.removeprefix("npm error").strip() for line in lines if line.startswith(("npm error", "✘", "Error"))]
+        found = "; ".join((telling or lines)[:4])
+        raise BundleError(f"`{what}` in frontend/ ended with {done.returncode}: {found}. Is the npm registry reachable?")
 
 
 def bundle(frontend: Path, static: Path) -> None:
     """Fetch the pinned npm packages, bundle, and stamp the result."""
     npm, environment = npm_command()
-    run([*npm, "ci", "--no-audit", "--no-fund"], frontend, environment, "npm ci")
+    run([*npm, "ci", "--prefer-offline", "--no-audit", "--no-fund"], frontend, environment, "npm ci")
     static.mkdir(parents=True, exist_ok=True)
     (static / STAMP).unlink(missing_ok=True)
     run([*npm, "run", "build", "--", str(static)], frontend, environment, "npm run build")

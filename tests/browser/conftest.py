@@ -67,7 +67,7 @@ def chromium() -> Iterator[Browser]:
         browser.close()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     return next(port for port in range(18900, 19900) if is_free(port))
 
 
@@ -77,7 +77,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     state = postgres.start(home, print)
     try:
         url = postgres.database_url(home, state)
-        settings = Settings.load(database_url=url, pipeline_home=home, dashboard_port=_free_port())
+        settings = Settings.load(database_url=url, pipeline_home=home, dashboard_port=free_port())
         store = Store(url, settings.kafka_topic)
         with Market(store) as market:
             server = serve_dashboard(settings)
