@@ -17,7 +17,7 @@ from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 
 from pipeline_lib.errors import PipelineError, UnavailableError
-from pipeline_lib.records import FeedStatus, Tick, encode_key, encode_status, encode_tick
+from pipeline_lib.records import FeedStatus, Message, Tick, encode_key, encode_status, encode_tick
 
 # Bounds the memory of what is not yet acknowledged: about 20 MB of messages and futures.
 MAX_IN_FLIGHT = 20_000
@@ -106,6 +106,14 @@ class Producer:
             self._resent += 1
             self._in_flight.append((self._kafka.send(self.topic, key=key, value=value), key, value))
 
+    def publish_bytes(self, key: bytes | None, value: bytes | None) -> Message:
+        """Return the message that the broker took: these bytes as they are, a tick or not; in no count of ticks."""
+        try:
+            taken = self._kafka.send(self.topic, key=key, value=value).get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 10)
+        except kafka_errors.KafkaError as error:
+            raise PipelineError(f"cannot publish to {self.topic!r}: {error}; is Kafka running? (`stocks status`)") from error
+        return Message(taken.partition, taken.offset, taken.timestamp, key, value)
+
     def flush(self) -> None:
         """Wait until every accepted tick is acknowledged."""
         self._kafka.flush()
@@ -153,6 +161,12 @@ def publish_ticks(producer: Producer, ticks: Iterable[Tick], progress: Callable[
     if progress:
         progress(producer.report)
     return producer.report
+
+
+def publish_bytes(servers: str, topic: str, key: bytes | None, value: bytes | None) -> Message:
+    """Return the message that the broker took: these bytes as they are, a tick or not."""
+    with Producer(servers, topic) as producer:
+        return producer.publish_bytes(key, value)
 
 
 class StatusBeat:
