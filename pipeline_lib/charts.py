@@ -117,6 +117,45 @@ def plot_progress(progress: pd.DataFrame) -> StillFigure:
         return figure
 
 
+def plot_arrival(ticks: pd.DataFrame) -> StillFigure:
+    """Return how long after its event each tick came, by when it came; those that were overtaken by a later event stand out.
+
+    Columns: event_time, receipt_time; in the order of arrival.
+    """
+    with matplotlib.rc_context(_style()):
+        figure = StillFigure(figsize=(10, 3), layout="constrained")
+        axes = figure.subplots()
+        overtaken = (ticks["event_time"] < ticks["event_time"].cummax()).to_numpy()
+        delay_ms = ((ticks["receipt_time"] - ticks["event_time"]) / pd.Timedelta(milliseconds=1)).to_numpy(float)
+        times = mdates.date2num(ticks["receipt_time"].dt.tz_convert(ZONE).dt.tz_localize(None))
+        for chosen, colour, label in ((~overtaken, UP, "in order"), (overtaken, DOWN, "overtaken by a later event")):
+            axes.plot(times[chosen], delay_ms[chosen], "o", color=colour, markersize=2.5, label=f"{label}: {chosen.sum():,}")
+        axes.set_title("Receipt time less event time")
+        axes.set_ylabel("ms")
+        axes.legend(**_ABOVE, ncols=2, markerscale=2)
+        axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))
+        axes.set_xlabel("receipt time, New York")
+        return figure
+
+
+def plot_lines(lines: pd.DataFrame, title: str, unit: str) -> StillFigure:
+    """Return one line a column, over an index of timestamps."""
+    with matplotlib.rc_context(_style()):
+        figure = StillFigure(figsize=(10, 3.5), layout="constrained")
+        axes = figure.subplots()
+        times = mdates.date2num(pd.DatetimeIndex(lines.index).tz_convert(ZONE).tz_localize(None))
+        for place, name in enumerate(lines.columns):
+            # Dashes as well as colours: eight colours alone are too many to tell apart.
+            axes.plot(times, lines[name].to_numpy(float), label=str(name), linewidth=1.2, linestyle=("-", "--")[place // 4 % 2])
+        axes.set_title(title, pad=22 if len(lines.columns) > 1 else None)
+        axes.set_ylabel(unit)
+        if len(lines.columns) > 1:
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0, ncols=8)
+        axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
+        axes.set_xlabel("New York")
+        return figure
+
+
 def _style() -> Any:
     """Return every setting: matplotlib's defaults but for ours. The backend is the one thing that is the user's."""
     return {**matplotlib.rcParamsDefault, "backend": matplotlib.rcParams["backend"], **STYLE}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import secrets
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,52 @@ def produce(settings: Settings, source: Source, progress: Callable[[PublishRepor
         return publish_ticks(producer, source, progress)
 
 
+def fill_topic(settings: Settings, source: Source) -> int:
+    """Return how many messages the topic holds, after publishing what the source yields if it held none."""
+    servers = servers_of(settings)
+    topics.create_topic(servers, settings.kafka_topic)
+    if not _messages_in(settings):
+        produce(settings, source)
+    return _messages_in(settings)
+
+
+def _messages_in(settings: Settings) -> int:
+    ranges = topics.read_offsets(servers_of(settings), settings.kafka_topic)
+    return sum(found.latest - found.earliest for found in ranges.values())
+
+
+class Feed:
+    """A source that is published from a thread of its own, until it ends or the context is left.
+
+    Leaving the context waits until all that was accepted is acknowledged, and raises what went wrong.
+    """
+
+    def __init__(self, settings: Settings, source: Source) -> None:
+        self.report: PublishReport | None = None  # what became of the ticks up to now
+        self._settings, self._source = settings, source
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
+
+    def _run(self) -> None:
+        try:
+            self._note(produce(self._settings, self._source, self._note))
+        except BaseException as error:
+            self._error = error
+
+    def _note(self, report: PublishReport) -> None:
+        self.report = report
+
+    def __enter__(self) -> Feed:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._source.close()
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+
 # The stream
 
 
@@ -114,6 +161,20 @@ def stream_until_caught_up(settings: Settings, session: SparkSession, report: Re
             stream.stop()
     store.close()
     return stream
+
+
+@contextlib.contextmanager
+def running_stream(settings: Settings, session: SparkSession, report: Report | None = None) -> Iterator[Stream]:
+    """Yield a stream that runs; leaving the context stops it after the micro-batch in hand.
+
+    Raises AlreadyRunningError if another stream has this database.
+    """
+    store = open_store(settings)
+    try:
+        with store.only_stream(), open_stream(settings, session, store, report=report) as stream:
+            yield stream.start()
+    finally:
+        store.close()
 
 
 class Heartbeat:
@@ -203,6 +264,25 @@ class Heartbeat:
         self._store.beat("spark", state, f"{detail}; {stream.error}" if stream.error else detail)
 
 
+class Live:
+    """Feed, stream and heartbeat in this process, from the moment it is made until `stop`.
+
+    What `stocks run` starts as processes of their own; here a notebook looks on.
+    """
+
+    def __init__(self, settings: Settings, session: SparkSession, source: Source) -> None:
+        with contextlib.ExitStack() as started:
+            self.stream = started.enter_context(running_stream(settings, session))
+            started.enter_context(Heartbeat(settings, self.stream))
+            self.feed = started.enter_context(Feed(settings, source))
+            # Whatever fails or is interrupted before this line stops what was started.
+            self._started = started.pop_all()
+
+    def stop(self) -> None:
+        """Stop the feed, then the stream; what is stopped already stays so."""
+        self._started.close()
+
+
 # Verify, record
 
 
@@ -260,23 +340,31 @@ def read_topic(settings: Settings) -> Recording:
 
 
 class Place:
-    """A topic and a database of one's own on the running services, so that runs can stand side by side.
+    """A topic, a database and a checkpoint folder of one's own on the running services, so that runs can stand side by side.
 
-    ``settings`` point there. Closing it, or leaving it as a context manager, removes both.
+    ``settings`` point there. Closing it, or leaving it as a context manager, removes them. With a
+    `topic` that is not empty, that topic and the settings' own database are used, and stay.
     """
 
-    def __init__(self, settings: Settings, name: str, report: Report | None = None) -> None:
+    def __init__(self, settings: Settings, name: str, report: Report | None = None, *, topic: str = "") -> None:
         running = start_services(settings, report)
         self._base_url = open_store(running).url
         self.name = f"{name}-{secrets.token_hex(3)}"
-        url = create_database(self._base_url, self.name)
-        self.settings = running.replaced(kafka_topic=f"{self.name}-data", database_url=url)
-        self._open = True
+        checkpoints = running.checkpoint_folder / self.name
+        if topic:
+            self.settings = running.replaced(kafka_topic=topic, checkpoint_dir=checkpoints)
+        else:
+            url = create_database(self._base_url, self.name)
+            self.settings = running.replaced(kafka_topic=f"{self.name}-data", database_url=url, checkpoint_dir=checkpoints)
+        self._is_own, self._open = not topic, True
 
     def close(self) -> None:
-        """Remove the topic and the database."""
-        if self._open:
-            self._open = False
+        """Remove what is one's own."""
+        if not self._open:
+            return
+        self._open = False
+        shutil.rmtree(self.settings.checkpoint_folder, ignore_errors=True)
+        if self._is_own:
             for topic in (self.settings.kafka_topic, status_topic(self.settings.kafka_topic)):
                 topics.delete_topic(servers_of(self.settings), topic)
             drop_database(self._base_url, self.name)

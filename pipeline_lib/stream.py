@@ -81,6 +81,11 @@ class Plan(NamedTuple):
     checkpoints: Path
 
 
+def load_messages(session: SparkSession, servers: str, topic: str) -> DataFrame:
+    """Return what is in the topic now as a batch DataFrame: key, value, topic, partition, offset, timestamp, timestampType."""
+    return session.read.format("kafka").option("kafka.bootstrap.servers", servers).option("subscribe", topic).load()
+
+
 def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
     """Return the Spark session of this process, started if there is none; it logs to a file and prints nothing."""
     runtime.log.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +144,7 @@ class Stream:
         self.state, self.error = "stopped", None
         self.committed_rows = self.committed_batches = self.dead_letters = 0
         self.progress: deque[dict[str, Any]] = deque(maxlen=KEPT_PROGRESS)
+        self.last_batch: Batch | None = None  # as it was committed, without its dead letters
         self._session, self._console = session, console
         self._report = report or (lambda line: None)
         self._stopping, self._first_commit = threading.Event(), threading.Event()
@@ -330,6 +336,7 @@ class Stream:
     def _note(self, batch: Batch, result: Any) -> None:
         self._offsets = {**self._offsets, **result.next_offsets}
         self._last_batch_id = batch.batch_id
+        self.last_batch = batch._replace(dead_letters=())
         self.committed_rows += result.input_rows
         self.committed_batches += 1
         self.dead_letters += result.dead_letters

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
+from kafka.partitioner.default import murmur2  # type: ignore[import-untyped]  # it carries no types
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from pipeline_lib.errors import PipelineError, TopicError, UnavailableError
@@ -121,9 +122,14 @@ def read_offsets(servers: str, topic: str) -> dict[int, OffsetRange]:
     """Return the range of offsets that each partition holds. Raises TopicError if there is no such topic."""
     partitions = [TopicPartition(topic, number) for number in describe_topic(servers, topic).partitions]
     with _admin(servers) as admin:
-        earliest = admin.list_partition_offsets({part: OffsetSpec.EARLIEST for part in partitions})
-        latest = admin.list_partition_offsets({part: OffsetSpec.LATEST for part in partitions})
+        earliest = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.EARLIEST))
+        latest = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
     return {part.partition: OffsetRange(earliest[part].offset, latest[part].offset) for part in partitions}
+
+
+def partition_of(key: bytes, partitions: int) -> int:
+    """Return the partition that producers give a key: Kafka's own rule, the murmur2 hash of its bytes."""
+    return (murmur2(key) & 0x7FFFFFFF) % partitions
 
 
 def read_lag(servers: str, topic: str, next_offsets: dict[int, int]) -> dict[int, int]:

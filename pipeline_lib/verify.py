@@ -73,6 +73,12 @@ class VerifyReport(NamedTuple):
         """Whether the table is what the topic says, bar for bar, and every message is accounted for."""
         return not self.differing_bars and not self.account_faults
 
+    def __str__(self) -> str:
+        return (
+            f"{self.messages:,} messages: {self.good:,} ticks and {self.dead_letters:,} dead letters; "
+            f"{self.bars:,} bars compared, {self.differing_bars:,} differ"
+        )
+
 
 class _Bar:
     """The ticks of one bar, as columns, until it is computed."""
