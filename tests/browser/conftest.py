@@ -59,8 +59,9 @@ def _launch(playwright: Playwright) -> Browser:
         pytest.skip(HOW)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
+    """A browser for one module: while Playwright runs, its event loop is this thread's, and other tests want one of their own."""
     with sync_playwright() as playwright:
         browser = _launch(playwright)
         yield browser
