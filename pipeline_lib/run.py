@@ -25,7 +25,7 @@ from pipeline_lib.config import Settings
 from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.services import service_status, start_services, stop_services
 from pipeline_lib.sources import open_source
-from pipeline_lib.web import serve_dashboard
+from pipeline_lib.web.serve import check_port, serve_dashboard
 
 STOP_SECONDS = 20.0
 # How often in a row a stage may die before it is left dead.
@@ -109,7 +109,8 @@ def run_pipeline(settings: Settings, stopping: threading.Event, out: Console) ->
     Raises PipelineError if a stage cannot be started or ends by itself.
     """
     before = {found.name for found in service_status(settings) if found.state == "running"}
-    # Opened for its words and its faults: a wrong tape or a missing key is told before anything is started.
+    # A taken port, a wrong tape or a missing key is told before anything is started.
+    check_port(settings.dashboard_port)
     source = open_source(settings)
     source.close()
     out.print(f"feed       {source.name}; {source.reason}")

@@ -436,10 +436,11 @@ class Store:
     def load_stages(self) -> pd.DataFrame:
         """Return the last word of each stage: stage, state, detail, since, beat_at; feed, kafka, spark, postgres in this order."""
         return self._frame(
-            "select s.stage, coalesce(t.state, 'stopped') as state, coalesce(t.detail, 'has not started yet') as detail, t.since, t.beat_at"
-            " from (values (1, 'feed'), (2, 'kafka'), (3, 'spark')) s (place, stage) left join stage_state t using (stage)"
-            " union all select 'postgres', 'running', 'PostgreSQL ' || split_part(current_setting('server_version'), ' ', 1),"
-            " pg_postmaster_start_time(), now()"
+            "select stage, state, detail, since, beat_at from ("
+            " select s.place, s.stage, coalesce(t.state, 'stopped') as state, coalesce(t.detail, 'has not started yet') as detail,"
+            " t.since, t.beat_at from (values (1, 'feed'), (2, 'kafka'), (3, 'spark')) s (place, stage) left join stage_state t using (stage)"
+            " union all select 4, 'postgres', 'running', 'PostgreSQL ' || split_part(current_setting('server_version'), ' ', 1),"
+            " pg_postmaster_start_time(), now()) stages order by place"
         )
 
     def load_progress(self, limit: int = 200) -> pd.DataFrame:

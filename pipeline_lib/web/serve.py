@@ -62,7 +62,7 @@ def serve_dashboard(settings: Settings, report: Callable[[str], None] | None = N
     """
     if settings.database_url is None:
         raise SettingsError("cannot serve the dashboard: no database is known; start the services with `stocks up`, or set DATABASE_URL")
-    _check_port(settings.dashboard_port)
+    check_port(settings.dashboard_port)
     log_path = settings.pipeline_home / "dashboard" / "voila.log"
     log_path.parent.mkdir(parents=True, exist_ok=True)
     if report:
@@ -78,7 +78,8 @@ def serve_dashboard(settings: Settings, report: Callable[[str], None] | None = N
     return server
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
+    """Raise SettingsError if the port of the page is taken."""
     with socket.socket() as probe:
         if os.name == "posix":
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
