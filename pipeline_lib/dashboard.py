@@ -198,10 +198,12 @@ class Dashboard(ipywidgets.VBox):
         if picture.stages is not None:
             self.strip.stages = stage_rows(picture.stages, now)
             self.strip.banner = banner_of(self.strip.stages)
-        if picture.prices is not None:
+        # What was asked for before the pause and comes after it is left out, too.
+        held = self.pause.value
+        if picture.prices is not None and not held:
             self.board.rows = picture.prices
             self._offer_symbols([row["symbol"] for row in picture.prices])
-        if picture.bars is not None and picture.symbol is not None:
+        if picture.bars is not None and picture.symbol is not None and not (held and self.chart.shown == (picture.symbol, picture.width)):
             self._show_bars(picture.symbol, picture.width, picture.bars, picture.whole)
         if picture.fault is not None:
             self._show_fault(picture.fault)

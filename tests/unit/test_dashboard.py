@@ -195,6 +195,22 @@ def test_pause_holds_prices_and_bars_and_says_since_when(frames: Frames, make: C
     assert dashboard.strip.notice == {}
 
 
+def test_what_was_asked_for_before_a_pause_does_not_come_after_it(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        dashboard = make()
+        dashboard.stop()
+        await dashboard.refresh()
+        frames.price, frames.bars["AAPL"] = 200.0, make_bars("AAPL", 9)
+        before = dashboard.board.rows, drawn(dashboard.chart)
+        loading = asyncio.create_task(dashboard.refresh())
+        await asyncio.sleep(0)  # the load has begun
+        dashboard.pause.value = True
+        await loading
+        assert (dashboard.board.rows, drawn(dashboard.chart)) == before
+
+    asyncio.run(watch())
+
+
 def test_without_postgres_the_last_picture_stays_and_is_called_old(frames: Frames, make: Callable[..., Dashboard]) -> None:
     async def watch() -> None:
         dashboard = make()
