@@ -438,7 +438,8 @@ class Store:
         return self._frame(
             "select stage, state, detail, since, beat_at from ("
             " select s.place, s.stage, coalesce(t.state, 'stopped') as state, coalesce(t.detail, 'has not started yet') as detail,"
-            " t.since, t.beat_at from (values (1, 'feed'), (2, 'kafka'), (3, 'spark')) s (place, stage) left join stage_state t using (stage)"
+            " t.since, t.beat_at from (values (1, 'feed'), (2, 'kafka'), (3, 'spark')) s (place, stage)"
+            " left join stage_state t using (stage)"
             " union all select 4, 'postgres', 'running', 'PostgreSQL ' || split_part(current_setting('server_version'), ' ', 1),"
             " pg_postmaster_start_time(), now()) stages order by place"
         )
@@ -476,7 +477,7 @@ class Store:
             )
             bars = _fetch_frame(cursor, "select * from stock_aggregates order by symbol, window_start")
             cursor.execute("select count(*) from dead_letters where topic = %s", (self.topic,))
-            return Snapshot(*row, offsets, bars, cursor.fetchone()[0])
+            return Snapshot(row[0], row[1], row[2], offsets, bars, cursor.fetchone()[0])
 
 
 def create_database(url: str, name: str) -> str:

@@ -141,7 +141,8 @@ class Stream:
         self, session: SparkSession, plan: Plan, sink: Sink, *, console: bool = False, report: Callable[[str], None] | None = None
     ) -> None:
         self.plan, self.sink = plan, sink
-        self.state, self.error = "stopped", None
+        self.state = "stopped"
+        self.error: PipelineError | None = None
         self.committed_rows = self.committed_batches = self.dead_letters = 0
         self.progress: deque[dict[str, Any]] = deque(maxlen=KEPT_PROGRESS)
         self.last_batch: Batch | None = None  # as it was committed, without its dead letters
@@ -272,7 +273,7 @@ class Stream:
             messages.writeStream.foreachBatch(self._on_batch).option("checkpointLocation", str(folder)).queryName("bars_" + self._run_id)
         )
         trigger = {"availableNow": True} if until_caught_up else {"processingTime": plan.trigger}
-        return writer.trigger(**trigger).start()  # type: ignore[arg-type]
+        return writer.trigger(**trigger).start()
 
     def _explain(self, error: StreamingQueryException) -> PipelineError:
         if isinstance(self._batch_error, PipelineError):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
-from kafka.partitioner.default import murmur2  # type: ignore[import-untyped]  # it carries no types
+from kafka.partitioner.default import murmur2
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
 from pipeline_lib.errors import PipelineError, TopicError, UnavailableError

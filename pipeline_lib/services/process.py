@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import psutil  # type: ignore[import-untyped]  # it carries no types
+import psutil
 
 from pipeline_lib.errors import ServiceError
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
-import psutil  # type: ignore[import-untyped]  # it carries no types
+import psutil
 
 from pipeline_lib.services import process
 from pipeline_lib.services.process import State

@@ -16,9 +16,9 @@ from itertools import count, cycle, islice
 from threading import Event
 from typing import Any, NamedTuple
 
-import finnhub  # type: ignore[import-untyped]
+import finnhub
 import requests
-from finnhub.exceptions import FinnhubAPIException, FinnhubRequestException  # type: ignore[import-untyped]
+from finnhub.exceptions import FinnhubAPIException, FinnhubRequestException
 from pydantic import SecretStr
 
 from pipeline_lib.errors import FeedError, MessageError

@@ -33,7 +33,7 @@ def session_at(ms: int) -> Session:
 @lru_cache(maxsize=32)
 def _sessions(year: int) -> tuple[np.ndarray, ...]:
     """Return opens and closes of the sessions of a year, and of some weeks after it, in order."""
-    import exchange_calendars  # type: ignore[import-untyped]
+    import exchange_calendars
 
     # To the end of next January: the session after the year's last one is among them, whatever holidays fall there.
     calendar = exchange_calendars.get_calendar("XNYS", start=f"{year}-01-01", end=f"{year + 1}-01-31")

@@ -31,8 +31,8 @@ from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
 import msgspec
-import pyarrow as pa  # type: ignore[import-untyped]
-import pyarrow.parquet as pq  # type: ignore[import-untyped]
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline_lib.errors import MessageError, TapeError
 from pipeline_lib.records import SCHEMA_VERSION, Tick, decode_value, encode_tick, tick_from_fields
