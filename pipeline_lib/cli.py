@@ -29,6 +29,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A real-time stock analytics pipeline: feed, Kafka, Spark, PostgreSQL, dashboard. Settings: the environment and .env.",
 )
+# EX_TEMPFAIL of sysexits.h: what was tried may succeed later.
+TRY_AGAIN = 75
+
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -294,12 +297,12 @@ def _wait_for_eof(stop: Callable[[], Any]) -> None:
 
 
 def main() -> None:
-    """Run the command line; a foreseen error is one line and exit status 2."""
+    """Run the command line; a foreseen error is one line and exit status 2, or 75 if another try may succeed."""
     try:
         app()
     except PipelineError as error:
         err.print(f"[red]error:[/] {_escaped(error)}")
-        sys.exit(2)
+        sys.exit(TRY_AGAIN if error.retriable else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:

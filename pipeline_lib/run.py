@@ -28,6 +28,8 @@ from pipeline_lib.sources import open_source
 from pipeline_lib.web.serve import check_port, serve_dashboard
 
 STOP_SECONDS = 20.0
+# The exit status of a stage that may succeed when it is started again: see cli.py.
+TRY_AGAIN = 75
 # How often in a row a stage may die before it is left dead.
 MAX_DEATHS = 5
 # Without a terminal a line is printed when something changes, and at least this often.
@@ -67,12 +69,12 @@ class Stage:
         return lines[-1].strip() if lines else "it said nothing"
 
     def keep_alive(self) -> None:
-        """Start the process again if it was killed. Raises PipelineError if it ended with a fault of its own."""
+        """Start the process again if it was killed or may succeed now. Raises PipelineError for any other fault of its own."""
         status = self.exit_status
         if status is None or status == 0:
             return
         self.deaths += 1
-        if status > 0 or self.deaths > MAX_DEATHS:
+        if (status > 0 and status != TRY_AGAIN) or self.deaths > MAX_DEATHS:
             raise PipelineError(f"the {self.name} has ended: {self.last_line.removeprefix('error: ')} (log: {_relative(self.log)})")
         self.start()
 

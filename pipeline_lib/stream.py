@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import psutil
+from py4j.protocol import Py4JNetworkError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
@@ -210,6 +211,9 @@ class Stream:
                 break
             except PipelineError as error:
                 failure = error
+            except (Py4JNetworkError, ConnectionError) as error:
+                self._fail(SparkLostError(f"cannot go on with the stream: the Java of Spark has ended ({_first_line(error)}); start anew"))
+                return
             except Exception as error:
                 # Whatever it is, it ends this stream with its own words instead of a dead thread.
                 self._fail(PipelineError(f"cannot go on with the stream: {_first_line(error)}; see the log of Spark"))
@@ -368,6 +372,12 @@ class Stream:
         with contextlib.suppress(UnavailableError):
             if progress is not None:
                 self.sink.finish_progress(self._run_id, self._last_batch_id, progress)
+
+
+class SparkLostError(PipelineError):
+    """The Java process of Spark has died: this Python process cannot use Spark any more, and a new one can."""
+
+    retriable = True
 
 
 class QueryLostError(PipelineError):
