@@ -214,6 +214,7 @@ def pip(arguments, progress):
         finally:
             process.terminate()
             code = process.wait()
+            process.stdout.close()
     if code == 0:
         write(UNFINISHED, "fetching")
         return

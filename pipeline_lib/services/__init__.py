@@ -20,6 +20,7 @@ from pipeline_lib.config import Settings, masked_url
 from pipeline_lib.errors import ServiceError
 from pipeline_lib.services import kafka, postgres, process
 from pipeline_lib.services.locks import hold_lock
+from pipeline_lib.services.postgres_user import remove_shelters
 from pipeline_lib.services.process import State
 from pipeline_lib.services.status import ServiceStatus, local_status
 
@@ -94,15 +95,11 @@ def remove_services(settings: Settings) -> None:
     outside of it, and would be left over.
     """
     stop_services(settings)
-    for name, given in (("kafka", settings.kafka_bootstrap_servers), ("postgres", settings.database_url)):
-        folder = settings.pipeline_home / name
-        state = process.read_state(folder)
-        if given is not None or state is None:
-            continue
-        data = Path(state.data)
-        shutil.rmtree(folder)
-        if not data.is_relative_to(folder):
-            shutil.rmtree(data.parent)
+    if settings.kafka_bootstrap_servers is None and (settings.pipeline_home / "kafka").exists():
+        shutil.rmtree(settings.pipeline_home / "kafka")
+    if settings.database_url is None and (settings.pipeline_home / "postgres").exists():
+        remove_shelters(settings.pipeline_home / "postgres")
+        shutil.rmtree(settings.pipeline_home / "postgres")
 
 
 def service_status(settings: Settings) -> list[ServiceStatus]:

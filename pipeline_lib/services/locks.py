@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import fasteners  # type: ignore[import-untyped]  # it carries no types
+import fasteners  # type: ignore[import-untyped]
 
 from pipeline_lib.errors import AlreadyRunningError
 

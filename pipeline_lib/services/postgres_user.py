@@ -1,7 +1,7 @@
 """Whom PostgreSQL runs as, and where its data lies so that this user reaches it.
 
 For everyone but root the answer is: as yourself, in PIPELINE_HOME. PostgreSQL refuses to run as root; then it runs as an
-unprivileged user who is there already, and no folder of root's is opened for him (docs/decisions/postgres-as-root.md).
+unprivileged user who is there already, and no folder of root's is opened for him (docs/decisions/0006-postgres-as-root.md).
 Called by `postgres`.
 """
 
@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ USERS = ("postgres", "nobody")  # the first that exists; none is created
 # Where data goes if the user cannot reach PIPELINE_HOME: the first that root can write to.
 SHELTERS = (Path("/var/lib"), Path(tempfile.gettempdir()))
 PREFIX = "stock-pipeline-"
+OWNER = "belongs-to"  # a file in each, with the folder that it belongs to
 
 
 class Place(NamedTuple):
@@ -92,7 +94,7 @@ def _shelter(folder: Path, user: User) -> Path:
             continue
         _give(made, user)
         if _reaches(user, made):
-            (made / "belongs-to").write_text(str(folder))
+            (made / OWNER).write_text(str(folder.absolute()))
             return made
         made.rmdir()
     raise ServiceError(
@@ -101,21 +103,31 @@ def _shelter(folder: Path, user: User) -> Path:
     )
 
 
+def remove_shelters(folder: Path) -> None:
+    """Delete the data that the server of this PIPELINE_HOME/postgres keeps outside of it, if it does."""
+    for made in _shelters_of(folder):
+        shutil.rmtree(made)
+
+
+def _shelters_of(folder: Path) -> Iterator[Path]:
+    """Yield the shelters that say of themselves that they belong to this folder."""
+    for made in (made for shelter in SHELTERS for made in shelter.glob(f"{PREFIX}*")):
+        try:
+            belongs_here = (made / OWNER).read_text() == str(folder.absolute())
+        except OSError:  # another user's, or no shelter
+            continue
+        if belongs_here:
+            yield made
+
+
 def _former_shelter(folder: Path) -> Path | None:
     """Return the shelter that this folder had, if only its `state.json` is gone.
 
     If the password is gone too, PIPELINE_HOME was thrown away, and nobody could log in: the shelter is removed.
     """
-    for shelter in SHELTERS:
-        for made in shelter.glob(f"{PREFIX}*"):
-            try:
-                belongs_here = (made / "belongs-to").read_text() == str(folder)
-            except OSError:
-                continue
-            if belongs_here and (folder / "password").exists():
-                return made
-            if belongs_here:
-                shutil.rmtree(made)
+    if (folder / "password").exists():
+        return next(_shelters_of(folder), None)
+    remove_shelters(folder)
     return None
 
 
@@ -136,9 +148,8 @@ def _reaches(user: User, folder: Path) -> bool:
 
 
 def _runs(user: User, binaries: Path) -> bool:
-    return _try(user, [str(binaries / "postgres"), "--version"]) and _try(
-        user, ["/bin/sh", "-c", 'ls "$0"', str(binaries.parent / "share")]
-    )
+    programs = all(_try(user, [str(binaries / program), "--version"]) for program in ("postgres", "initdb"))
+    return programs and _try(user, ["/bin/sh", "-c", 'ls "$0"', str(binaries.parent / "share")])
 
 
 def _try(user: User, command: list[str]) -> bool:
@@ -164,16 +175,22 @@ def _try(user: User, command: list[str]) -> bool:
 
 def _copy(binaries: Path, place: Path, user: User) -> Path:
     """Return a copy of the programs, beside the data, that the user can run; made once for each installation of them."""
-    original = binaries.parent
+    install, package = binaries.parent, binaries.parent.parent
     status = (binaries / "postgres").stat()
     copy = place / f"programs-{status.st_size}-{status.st_mtime_ns}"
     if not copy.exists():
         for old in place.glob("programs-*"):
             shutil.rmtree(old)
         fresh = place / "programs-new"
-        shutil.copytree(original, fresh, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
-        fresh.chmod(0o755)
+        shutil.copytree(install, fresh / package.name / install.name, symlinks=True, ignore=shutil.ignore_patterns("include", "*.a"))
+        # The programs look for their libraries in this folder, three above themselves.
+        libraries = package.with_name(f"{package.name}.libs")
+        if libraries.is_dir():
+            shutil.copytree(libraries, fresh / libraries.name, symlinks=True)
+        for folder in (fresh, fresh / package.name):
+            folder.chmod(0o755)
         fresh.rename(copy)
-    if not _runs(user, copy / "bin"):
+    bin_folder = copy / package.name / install.name / "bin"
+    if not _runs(user, bin_folder):
         raise ServiceError(f"cannot start PostgreSQL: user {user.uid} cannot run the copy of its programs in {copy}; set DATABASE_URL")
-    return copy / "bin"
+    return bin_folder

@@ -6,6 +6,7 @@ Each test has a PIPELINE_HOME of its own, and leaves no process.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -158,6 +159,28 @@ def test_a_service_that_cannot_start_says_why_and_leaves_no_process(settings: Se
 
     assert "\n" not in str(caught.value)
     assert [status.state for status in service_status(settings) if status.name == name] == ["stopped"]
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() != 0, reason="only root cannot run PostgreSQL itself")
+def test_as_root_a_closed_environment_and_project_are_not_opened(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = postgres.find_binaries()
+    package = original.folder.parent.parent
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    for name in (package.name, f"{package.name}.libs"):
+        shutil.copytree(package.with_name(name), closed / name, ignore=shutil.ignore_patterns("pginstall", "include", "*.a"))
+    inside = closed / original.folder.relative_to(package.parent)
+    monkeypatch.setattr(postgres, "find_binaries", lambda: original._replace(folder=inside))
+
+    running = start_services(settings.replaced(kafka_bootstrap_servers="unused:9092"))
+
+    assert run_sql(running, "SELECT 1") == [(1,)]
+    (pid,) = [status.pid for status in service_status(settings) if status.name == "postgres"]
+    assert psutil.Process(pid).uids().real != 0
+    assert closed.stat().st_mode & 0o077 == 0
+    assert tmp_path.stat().st_mode & 0o077 == 0
 
 
 @pytest.fixture(scope="module")
