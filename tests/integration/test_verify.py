@@ -20,9 +20,6 @@ CHANGES = {
     "bar": "delete from stock_aggregates where {one}",
 }
 ONE = (
-    "(symbol, window_start) = (select symbol, window_start from stock_aggregates"
-    " where volume > 0 and tick_count > 2 order by 1, 2 limit 1)"
-)
     "(symbol, window_start) = (select symbol, window_start from stock_aggregates where volume > 0 and tick_count > 2 order by 1, 2 limit 1)"
 )
 
