@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import pytest
 from page_market import Market
+from page_served import Served
 from playwright.sync_api import Browser, BrowserContext, Page, Playwright, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 
 from pipeline_lib.config import Settings
-from pipeline_lib.services import postgres
-from pipeline_lib.services.process import is_free, read_state
+from pipeline_lib.services import postgres, remove_services
+from pipeline_lib.services.process import is_free
 from pipeline_lib.store import Store
-from pipeline_lib.web import DashboardServer, serve_dashboard
+from pipeline_lib.web import serve_dashboard
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -31,15 +31,6 @@ FLAGS = [
     "--disable-sync",
 ]
 HOW = "no Chromium: `apt-get install chromium`, or `playwright install chromium`, or name one in CHROMIUM"
-
-
-class Served(NamedTuple):
-    """The page, what feeds it, and the database between them."""
-
-    server: DashboardServer
-    market: Market
-    settings: Settings
-    home: Path
 
 
 class Watched(NamedTuple):
@@ -88,14 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 server.stop()
         store.close()
     finally:
-        stop_postgres(home)
-
-
-def stop_postgres(home: Path) -> None:
-    state = read_state(home / "postgres")
-    assert state is not None
-    if state.born is not None:
-        postgres.stop(state.born)
+        remove_services(Settings.load(pipeline_home=home))
 
 
 def watch(context: BrowserContext) -> Watched:

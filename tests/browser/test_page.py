@@ -11,7 +11,7 @@ import urllib.request
 from collections.abc import Callable
 
 import pytest
-from conftest import Served, stop_postgres
+from page_served import Served, stop_postgres
 from playwright.sync_api import Browser, Page, expect
 
 from pipeline_lib.errors import SettingsError
