@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
-from pipeline_lib import schema
+from pipeline_lib import cli, schema
 from pipeline_lib.errors import PipelineError
 
 ROOT = Path(__file__).parents[2]
@@ -62,3 +64,20 @@ def test_every_line_that_operations_explains_is_one_that_the_code_says():
     lines = [re.match(r"\| `([^`]+)` \|", row)[1] for row in rows]  # type: ignore[index]
     sources = "\n".join(path.read_text("utf-8") for folder in ("pipeline_lib", "scripts") for path in (ROOT / folder).rglob("*.py"))
     assert lines and [line for line in lines if line not in sources] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_that_a_document_names_exist(document: Path):
+    text = document.read_text("utf-8")
+    commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+    for name, options in re.findall(r"(?:^|[`(/])stocks ([a-z]+)((?: --?[a-z][a-z-]*| [\w./]+)*)", text, re.M):
+        assert name in commands, name
+        known = {option for param in commands[name].params for option in param.opts}
+        assert set(re.findall(r"--[a-z-]+", options)) <= known, options
+    targets = re.findall(r"^([a-z]+):", read("Makefile"), re.M)
+    assert set(re.findall(r"(?:^|`)make ([a-z]+)(?=`|  |$)", text, re.M)) <= set(targets)
+
+
+def test_the_newest_entry_of_the_changelog_is_this_version():
+    newest = re.findall(r"^## (\S+)$", read("CHANGELOG.md"), re.M)[0]
+    assert newest == tomllib.loads(read("pyproject.toml"))["project"]["version"]
