@@ -1,6 +1,7 @@
 """The command line `stocks`: each command puts stages together through pipeline.py, and says what became of it.
 
-A mistake or an absent service is one line on standard error and exit status 2. No logic of any stage is here.
+A mistake or an absent service is one line on standard error and exit status 2, or 75 where another try may succeed. No
+logic of any stage is here.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import PipelineError
+from pipeline_lib.errors import EXIT_TRY_AGAIN, PipelineError
 
 app = typer.Typer(
     add_completion=False,
@@ -29,11 +31,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="A real-time stock analytics pipeline: feed, Kafka, Spark, PostgreSQL, dashboard. Settings: the environment and .env.",
 )
-# EX_TEMPFAIL of sysexits.h: what was tried may succeed later.
-TRY_AGAIN = 75
-
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# No markup: what is printed may hold brackets of its own.
+out = Console(highlight=False, soft_wrap=True, markup=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
 
 Source = Literal["auto", "simulated", "replay", "finnhub"]
 Speed = Literal["1", "60", "max"]
@@ -110,7 +110,7 @@ def doctor() -> None:
     table = Table("check", "", "found", "remedy")
     for found in checks:
         colour = {"ok": "green", "warn": "yellow", "fail": "red"}[found.verdict]
-        table.add_row(found.name, f"[{colour}]{found.verdict}[/]", found.found, found.remedy or "")
+        table.add_row(found.name, Text(found.verdict, style=colour), found.found, found.remedy or "")
     out.print(table)
     if any(found.verdict == "fail" for found in checks):
         raise typer.Exit(1)
@@ -301,20 +301,14 @@ def main() -> None:
     try:
         app()
     except PipelineError as error:
-        err.print(f"[red]error:[/] {_escaped(error)}")
-        sys.exit(TRY_AGAIN if error.retriable else 2)
+        err.print(f"error: {error}")
+        sys.exit(EXIT_TRY_AGAIN if error.retriable else 2)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         # Whoever read our output has gone: nothing is left to say, and Python would complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-
-
-def _escaped(error: BaseException) -> str:
-    from rich.markup import escape
-
-    return escape(str(error))
 
 
 if __name__ == "__main__":

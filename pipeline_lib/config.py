@@ -101,6 +101,12 @@ class Settings(BaseSettings):
         """Return a copy with these settings changed, checked like all others."""
         return type(self).load(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
 
+    @field_validator("pipeline_home", "checkpoint_dir", "tape")
+    @classmethod
+    def _from_home(cls, value: Path | None) -> Path | None:
+        """A relative path in `.env` means one place, from whichever folder it is read."""
+        return None if value is None else value if value.is_absolute() or value.exists() else find_project_home() / value
+
     @field_validator("symbols", mode="before")
     @classmethod
     def _split_symbols(cls, value: Any) -> Any:

@@ -11,6 +11,8 @@
     ├── TopicError             the topic is not what the stored offsets were made from
     ├── SchemaError            the tables are not what this program creates
     ├── OffsetsMovedError      another writer has advanced the offsets: recompute the batch       (retriable)
+    ├── QueryLostError         the query of Spark has ended, and a new one may do                 (retriable)
+    ├── SparkLostError         the Java of Spark has ended, and a new process may do              (retriable)
     └── AlreadyRunningError    another stream or service holds what this one needs
 
 `retriable` is a fact of the class: code that tries again asks it, and nothing else. The text of each is one line: what
@@ -70,5 +72,21 @@ class OffsetsMovedError(PipelineError):
     retriable = True
 
 
+class QueryLostError(PipelineError):
+    """The query ended for a reason that is not known to be lasting, such as a checkpoint folder that went away."""
+
+    retriable = True
+
+
+class SparkLostError(PipelineError):
+    """The Java process of Spark has died: this Python process cannot use Spark any more, and a new one can."""
+
+    retriable = True
+
+
 class AlreadyRunningError(PipelineError):
     """What this process needs for itself alone is held by another."""
+
+
+# The exit status of a command whose error is retriable, so that whoever started it can try again: EX_TEMPFAIL of sysexits.h.
+EXIT_TRY_AGAIN = 75

@@ -202,7 +202,8 @@ class PartialBar(NamedTuple):
 
     Times are epoch milliseconds. ``square_deviation`` is the sum of squared deviations from ``mean_price``. ``tick_count``
     leaves out unchanged polls, which are in ``poll_count``. The positions of open and close, (event time, partition,
-    offset), are what makes two halves mergeable in any order. ``previous_close`` is the last one that a quote told.
+    offset), are what makes two halves mergeable in any order. ``previous_close`` is the highest that a quote told: within a
+    window it changes at most once, and the highest is the same in whatever order the halves meet.
     """
 
     symbol: str

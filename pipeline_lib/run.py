@@ -19,19 +19,21 @@ import pandas as pd
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import PipelineError, UnavailableError
+from pipeline_lib.errors import EXIT_TRY_AGAIN, PipelineError, UnavailableError
 from pipeline_lib.services import service_status, start_services, stop_services
 from pipeline_lib.sources import open_source
 from pipeline_lib.web.serve import check_port, serve_dashboard
 
 STOP_SECONDS = 20.0
-# The exit status of a stage that may succeed when it is started again: see cli.py.
-TRY_AGAIN = 75
 # How often in a row a stage may die before it is left dead.
 MAX_DEATHS = 5
+# What a stage said longer ago than this is not repeated.
+OLD_BEAT_SECONDS = 6.0
+SERVICES_SECONDS = 2.0
 # Without a terminal a line is printed when something changes, and at least this often.
 PLAIN_SECONDS = 30.0
 
@@ -74,7 +76,7 @@ class Stage:
         if status is None or status == 0:
             return
         self.deaths += 1
-        if (status > 0 and status != TRY_AGAIN) or self.deaths > MAX_DEATHS:
+        if (status > 0 and status != EXIT_TRY_AGAIN) or self.deaths > MAX_DEATHS:
             raise PipelineError(f"the {self.name} has ended: {self.last_line.removeprefix('error: ')} (log: {_relative(self.log)})")
         self.start()
 
@@ -128,7 +130,8 @@ def run_pipeline(settings: Settings, stopping: threading.Event, out: Console) ->
             stages.append(stage)
         server = serve_dashboard(running)
         out.print(f"dashboard  {server.url}")
-        _watch(stages, store, stopping, out, server.url)
+        with Show(out, server.url) as show:
+            _watch(settings, stages, store, stopping, show)
     finally:
         for stage in reversed(stages):
             out.print(f"stopping   {stage.name}")
@@ -150,40 +153,64 @@ def _stop_started(settings: Settings, started: set[str]) -> None:
     stop_services(settings.replaced(**kept))
 
 
-def _watch(stages: list[Stage], store: pipeline.Store, stopping: threading.Event, out: Console, url: str) -> None:
-    said, said_at = "", 0.0
-    with Live(console=out, refresh_per_second=2, transient=True) if out.is_terminal else _Quiet() as live:
-        while not stopping.wait(0.5):
-            for stage in stages:
-                stage.keep_alive()
-            try:
-                words = _words(store.load_stages(), store.load_progress(1))
-            except UnavailableError as error:
-                words = {"postgres": ("down", str(error))}
-            if isinstance(live, Live):
-                live.update(_table(words, url))
-                continue
-            states = "; ".join(f"{name} {state}" for name, (state, _) in words.items())
-            if states != said or time.monotonic() - said_at > PLAIN_SECONDS:
-                said, said_at = states, time.monotonic()
-                line = "; ".join(f"{name} {state}: {detail}" for name, (state, detail) in words.items())
-                out.print(f"{dt.datetime.now(dt.UTC):%H:%M:%S}   {line}")
+def _watch(settings: Settings, stages: list[Stage], store: pipeline.Store, stopping: threading.Event, show: Show) -> None:
+    """Keep services and stages alive, and show how they are, until told to stop."""
+    services_seen_at = 0.0
+    while not stopping.wait(0.5):
+        if time.monotonic() - services_seen_at > SERVICES_SECONDS:
+            services_seen_at = time.monotonic()
+            if any(found.state == "died" for found in service_status(settings)):
+                start_services(settings, show.say)
+        for stage in stages:
+            stage.keep_alive()
+        try:
+            show.words(_words(store.load_stages(), store.load_progress(1)))
+        except UnavailableError as error:
+            show.words({"postgres": ("down", str(error))})
 
 
-class _Quiet:
-    """Stands where a live display would: without a terminal there is none."""
+class Show:
+    """Shows the stages: a table that changes in place on a terminal, else a line when something changes, and now and then."""
 
-    def __enter__(self) -> _Quiet:
+    def __init__(self, out: Console, url: str) -> None:
+        self._out, self._url = out, url
+        self._live = Live(console=out, refresh_per_second=2, transient=True) if out.is_terminal else None
+        self._said, self._said_at = "", 0.0
+
+    def say(self, line: str) -> None:
+        """Print a line of its own."""
+        self._out.print(f"services   {line}")
+
+    def words(self, words: dict[str, tuple[str, str]]) -> None:
+        """Show the state and the detail of each stage."""
+        if self._live is not None:
+            self._live.update(_table(words, self._url))
+            return
+        states = "; ".join(f"{name} {state}" for name, (state, _) in words.items())
+        if states != self._said or time.monotonic() - self._said_at > PLAIN_SECONDS:
+            self._said, self._said_at = states, time.monotonic()
+            line = "; ".join(f"{name} {state}: {detail}" for name, (state, detail) in words.items())
+            self._out.print(f"{dt.datetime.now(dt.UTC):%H:%M:%S}   {line}")
+
+    def __enter__(self) -> Show:
+        if self._live is not None:
+            self._live.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        pass
+        if self._live is not None:
+            self._live.stop()
 
 
 def _words(stages: pd.DataFrame, progress: pd.DataFrame) -> dict[str, tuple[str, str]]:
-    words = {row["stage"]: (row["state"], row["detail"]) for row in stages.to_dict("records")}
+    now = pd.Timestamp.now("UTC")
+    words = {}
+    for row in stages.to_dict("records"):
+        # Feed and Kafka are watched by the stream: while it does not beat, nothing is known of them.
+        is_old = pd.isna(row["beat_at"]) or (now - row["beat_at"]).total_seconds() > OLD_BEAT_SECONDS
+        words[row["stage"]] = ("waiting", "for the stream's first sign of life") if is_old else (row["state"], row["detail"])
     for row in progress.to_dict("records"):
-        age = (pd.Timestamp.now("UTC") - row["committed_at"]).total_seconds()
+        age = (now - row["committed_at"]).total_seconds()
         state, detail = words["postgres"]
         words["postgres"] = state, f"{detail}; last commit {age:.1f} s ago, {row['input_rows']:,} messages, {row['bars']:,} bars"
     return words
@@ -193,7 +220,7 @@ def _table(words: dict[str, tuple[str, str]], url: str) -> Table:
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, (state, detail) in words.items():
         colour = {"running": "green", "waiting": "yellow", "silent": "yellow", "stopped": "dim"}.get(state, "red")
-        table.add_row(name, f"[{colour}]{state}[/]", detail)
+        table.add_row(name, Text(state, style=colour), detail)
     table.add_row("page", "", f"{url}   (Ctrl-C stops all)")
     return table
 

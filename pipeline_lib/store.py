@@ -61,8 +61,7 @@ on conflict (symbol, window_start, window_end) do update set
     last_event_time = greatest(bar.last_event_time, excluded.last_event_time),
     close_partition = case when {{closes}} then excluded.close_partition else bar.close_partition end,
     close_offset = case when {{closes}} then excluded.close_offset else bar.close_offset end,
-    previous_close = case when {{closes}} then coalesce(excluded.previous_close, bar.previous_close)
-                          else coalesce(bar.previous_close, excluded.previous_close) end,
+    previous_close = greatest(bar.previous_close, excluded.previous_close), -- which passes over nulls
     last_receipt_time = greatest(bar.last_receipt_time, excluded.last_receipt_time),
     volume = bar.volume + excluded.volume,
     notional = bar.notional + excluded.notional,
@@ -102,7 +101,8 @@ def merge_bars(bars: Iterable[PartialBar]) -> list[PartialBar]:
 
 def _merge_pair(a: PartialBar, b: PartialBar) -> PartialBar:
     opening = min(a, b, key=lambda bar: (bar.first_event_time, bar.open_partition, bar.open_offset))
-    first, closing = sorted((a, b), key=lambda bar: (bar.last_event_time, bar.close_partition, bar.close_offset))
+    closing = max(a, b, key=lambda bar: (bar.last_event_time, bar.close_partition, bar.close_offset))
+    told = [bar.previous_close for bar in (a, b) if bar.previous_close is not None]
     ticks = a.tick_count + b.tick_count
     mean, deviation = a.mean_price if a.tick_count else b.mean_price, a.square_deviation + b.square_deviation
     if a.tick_count and b.tick_count and a.mean_price is not None and b.mean_price is not None:
@@ -128,7 +128,7 @@ def _merge_pair(a: PartialBar, b: PartialBar) -> PartialBar:
         close_partition=closing.close_partition,
         close_offset=closing.close_offset,
         last_receipt_time=max(a.last_receipt_time, b.last_receipt_time),
-        previous_close=closing.previous_close if closing.previous_close is not None else first.previous_close,
+        previous_close=max(told, default=None),
     )
 
 

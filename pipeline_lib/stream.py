@@ -29,7 +29,15 @@ from pyspark.sql.streaming.query import StreamingQuery
 
 from pipeline_lib.bars import SESSION_CONFIG, bar_of_row, count_partitions, parse_ticks, select_dead, select_unseen, window_bars
 from pipeline_lib.config import duration_ms
-from pipeline_lib.errors import MessageError, OffsetsMovedError, PipelineError, TopicError, UnavailableError
+from pipeline_lib.errors import (
+    MessageError,
+    OffsetsMovedError,
+    PipelineError,
+    QueryLostError,
+    SparkLostError,
+    TopicError,
+    UnavailableError,
+)
 from pipeline_lib.records import Batch, DeadLetter, check_size, decode_tick
 
 # Dead letters are fetched in pieces of about this many, 4 kB each at most.
@@ -374,18 +382,6 @@ class Stream:
                 self.sink.finish_progress(self._run_id, self._last_batch_id, progress)
 
 
-class SparkLostError(PipelineError):
-    """The Java process of Spark has died: this Python process cannot use Spark any more, and a new one can."""
-
-    retriable = True
-
-
-class QueryLostError(PipelineError):
-    """The query ended for a reason that is not known to be lasting, such as a checkpoint folder that went away."""
-
-    retriable = True
-
-
 def fetch_dead_letters(ticks: DataFrame, count: int) -> Iterator[DeadLetter]:
     """Yield the dead letters of parsed messages, each with its reason, in pieces that fit in memory.
 
@@ -440,6 +436,14 @@ def _new_checkpoint(checkpoints: Path, run_id: str) -> Path:
     folder = checkpoints / f"query-{os.getpid()}-{run_id}"
     folder.mkdir()
     return folder
+
+
+def remove_checkpoints(checkpoints: Path) -> None:
+    """Remove the folder of checkpoints, under running queries too; each of them fails at its next write, and is replaced.
+
+    Renamed first, so that it goes away at one instant and nothing is written into what is left of it.
+    """
+    shutil.rmtree(checkpoints.rename(checkpoints.with_name(f"{checkpoints.name}-removed-{uuid.uuid4().hex[:6]}")))
 
 
 def _first_line(error: BaseException) -> str:

@@ -48,7 +48,7 @@ language sql stable as $$
             min(a.first_event_time) as first_event_time,
             max(a.last_event_time) as last_event_time,
             max(a.last_receipt_time) as last_receipt_time,
-            (array_agg(a.previous_close order by a.last_event_time desc) filter (where a.previous_close is not null))[1] as previous_close,
+            max(a.previous_close) as previous_close,
             bool_and(a.is_final) as bars_final,
             sum(a.revision)::bigint as revision,
             sum(a.late_tick_count)::bigint as late_tick_count,

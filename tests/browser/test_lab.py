@@ -13,7 +13,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import Served, free_port, watch
+from page_browser import free_port, watch
+from page_served import Served
 from playwright.sync_api import Browser, expect
 
 CELL = """\

@@ -13,6 +13,7 @@ import typer
 
 from pipeline_lib import cli
 from pipeline_lib.config import Settings
+from pipeline_lib.errors import EXIT_TRY_AGAIN
 
 COMMAND = Path(sys.executable).parent / "stocks"
 
@@ -107,7 +108,7 @@ def test_a_service_that_does_not_run_is_one_line_with_the_way_out(stocks, comman
 
 @pytest.mark.parametrize("command", ["stream", "verify", "dashboard", "produce --ticks 1"])
 def test_an_address_where_nobody_answers_is_one_line_without_the_password_and_worth_another_try(stocks, command: str):
-    line = fault_of(stocks(*command.split(), **GIVEN), cli.TRY_AGAIN)
+    line = fault_of(stocks(*command.split(), **GIVEN), EXIT_TRY_AGAIN)
     assert "127.0.0.1:1" in line and "s3cret" not in line
 
 

@@ -34,6 +34,7 @@ ticks = st.lists(
         st.integers(0, 9_999),  # ms after T0: many ties
         st.sampled_from([None, "unchanged"]),
         st.integers(0, 3),  # partition
+        st.sampled_from([None, 9.0, 10.0]),  # previous close
     ),
     min_size=2,
     max_size=30,
@@ -48,9 +49,9 @@ def test_any_cut_and_any_order_give_the_bar_computed_at_once(some: list[Any], di
             number,
             T0,
             b"AAPL",
-            encode_tick(tick(number, price=cents / 100, volume=volume, at=ms / 1000, repeat=repeat)),
+            encode_tick(tick(number, price=cents / 100, volume=volume, at=ms / 1000, repeat=repeat, previous_close=previous)),
         )
-        for number, (cents, volume, ms, repeat, partition) in enumerate(some)
+        for number, (cents, volume, ms, repeat, partition, previous) in enumerate(some)
     ]
     whole = partial_bar(messages)
     pieces: list[list[Message]] = [[] for _ in range(dice.randint(1, 5))]
