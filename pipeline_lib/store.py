@@ -372,12 +372,16 @@ class Store:
         )
 
     def beat(self, stage: str, state: str, detail: str, since: dt.datetime | None = None) -> None:
-        """Record the last word of a stage. ``since`` is kept while the state stays the same, unless it is given."""
+        """Record the last word of a stage.
+
+        ``since`` is kept while the state stays the same and the beats have not paused, unless it is given.
+        """
         with self._transaction() as cursor:
             cursor.execute(
                 "insert into stage_state as s (stage, state, detail, since, beat_at) values (%(stage)s, %(state)s, %(detail)s,"
                 " coalesce(%(since)s, now()), now()) on conflict (stage) do update set state = excluded.state, detail = excluded.detail,"
-                " since = case when %(since)s is null and s.state = excluded.state then s.since else excluded.since end, beat_at = now()",
+                " since = case when %(since)s is null and s.state = excluded.state and s.beat_at > now() - interval '10 seconds'"
+                " then s.since else excluded.since end, beat_at = now()",
                 {"stage": stage, "state": state, "detail": detail, "since": since},
             )
 

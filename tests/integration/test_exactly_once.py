@@ -223,3 +223,16 @@ def test_a_tape_recorded_from_the_topic_gives_the_same_ticks(place: Place) -> No
     recording = pipeline.read_topic(place.settings)
     assert sorted(recording.ticks, key=lambda tick: tick.receipt_time) == ticks
     assert recording.bad == []
+
+
+def test_a_stage_is_in_its_state_since_it_came_into_it_or_came_back(place: Place) -> None:
+    store = open_store(place)
+    store.create_tables()
+    store.beat("spark", "running", "first")
+    since = store.load_stages().set_index("stage")["since"]["spark"]
+    store.beat("spark", "running", "second")
+    assert store.load_stages().set_index("stage")["since"]["spark"] == since
+    with store._transaction() as cursor:  # nothing was heard for a minute
+        cursor.execute("update stage_state set beat_at = beat_at - interval '1 minute'")
+    store.beat("spark", "running", "third")
+    assert store.load_stages().set_index("stage")["since"]["spark"] > since

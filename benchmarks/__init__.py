@@ -1,0 +1,1 @@
+"""What `make bench` runs: figures by the real program, each with its machine and spread."""
