@@ -38,25 +38,25 @@ def stage(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[str]
         process.communicate()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 def test_a_stream_killed_half_way_loses_nothing_and_adds_nothing_twice(place: Place, seed: int) -> None:
     settings = place.settings.replaced(max_offsets_per_trigger=2_000)
     dice = random.Random(seed)
-    publish(settings, random_ticks(seed, 40_000))
+    publish(settings, random_ticks(seed, 20_000))
     store = open_store(place)
     store.create_tables()
-    enough = dice.randint(1, 30_000)
+    enough = dice.randint(1, 14_000)
     with stage(settings, "stream", "--until-caught-up") as process:
         assert_eventually(
             lambda: (store.load_accounts()["good_count"].sum(), process.poll()), lambda seen: seen[0] >= enough or seen[1] is not None
         )
         assert process.poll() is None, process.communicate()[0]
         process.kill()  # the Python of the driver; its JVM is left to find out by itself
-    assert 0 < store.load_accounts()["good_count"].sum() < 40_000
+    assert 0 < store.load_accounts()["good_count"].sum() < 20_000
     with stage(settings.replaced(max_offsets_per_trigger=50_000), "stream", "--until-caught-up") as process:
         said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert store.load_accounts()["good_count"].sum() == 40_000
+    assert store.load_accounts()["good_count"].sum() == 20_000
     assert_equal(settings)
 
 
