@@ -194,8 +194,9 @@ class Stream:
         self._stopping.set()
         with self._in_batch:
             query = self._query
-            if query is not None and query.isActive:
-                query.stop()
+        # Not while holding the lock: Spark waits for a callback that has just begun, and that one waits for the lock.
+        if query is not None and query.isActive:
+            query.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         if self.state != "failed":
