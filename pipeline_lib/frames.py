@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline_lib.config import find_project_home
+from pipeline_lib.config import Settings, find_project_home
 from pipeline_lib.records import Message, Tick
 
 BYTES_A_ROW = 16
@@ -55,7 +55,7 @@ def services(found: Iterable[Any]) -> pd.DataFrame:
 
 
 def checks(found: Iterable[Any]) -> pd.DataFrame:
-    """Return one row a check of the doctor: verdict, found, remedy; the project's folder is written as `.`, the user's as `~`."""
+    """Return one row a check of the doctor: verdict, found, remedy; folders are shortened."""
     rows = [(check.name, check.verdict, _short(check.found), _short(check.remedy or "")) for check in found]
     return pd.DataFrame(rows, columns=["check", "verdict", "found", "remedy"]).set_index("check")
 
@@ -65,6 +65,7 @@ def _text(value: bytes | None) -> str | None:
 
 
 def _short(text: str) -> str:
-    for folder, sign in ((sys.prefix, "the environment"), (str(find_project_home()), "."), (str(Path.home()), "~")):
-        text = text.replace(folder, sign)
+    folders = (sys.prefix, Settings.load().pipeline_home.absolute(), find_project_home(), Path.home())
+    for folder, sign in zip(folders, ("the environment", ".pipeline", ".", "~"), strict=True):
+        text = text.replace(str(folder), sign)
     return text

@@ -32,6 +32,7 @@ def run(path: Path) -> Any:
         store_widget_state=False,
         record_timing=False,
         coalesce_streams=True,
+        extra_arguments=["--Application.log_level=ERROR"],  # a warning about ports, which says nothing of the notebook
     ).execute()
     return notebook
 
