@@ -133,6 +133,7 @@ def plot_arrival(ticks: pd.DataFrame) -> StillFigure:
         axes.set_title("Receipt time less event time")
         axes.set_ylabel("ms")
         axes.legend(**_ABOVE, ncols=2, markerscale=2)
+        axes.xaxis.set_major_locator(mdates.AutoDateLocator())
         axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))
         axes.set_xlabel("receipt time, New York")
         return figure
@@ -151,6 +152,7 @@ def plot_lines(lines: pd.DataFrame, title: str, unit: str) -> StillFigure:
         axes.set_ylabel(unit)
         if len(lines.columns) > 1:
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, borderaxespad=0, ncols=8)
+        axes.xaxis.set_major_locator(mdates.AutoDateLocator())
         axes.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M"))
         axes.set_xlabel("New York")
         return figure
