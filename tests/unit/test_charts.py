@@ -6,7 +6,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from pipeline_lib.charts import plot_bars, plot_progress
+from pipeline_lib.charts import plot_arrival, plot_bars, plot_lines, plot_progress
 
 START = pd.Timestamp("2026-03-02 14:30:00", tz="UTC")  # 09:30 in New York
 
@@ -66,3 +66,19 @@ def test_an_unfinished_bar_is_lighter() -> None:
 def test_any_number_of_bars_and_batches_can_be_drawn(count: int) -> None:
     assert plot_bars(make_bars(count))._repr_png_()
     assert plot_progress(make_progress(count))._repr_png_()
+
+
+def test_a_tick_that_a_later_event_has_overtaken_stands_out() -> None:
+    events = [START + pd.Timedelta(milliseconds=ms) for ms in (0, 50, 20, 70)]
+    receipts = [START + pd.Timedelta(milliseconds=ms) for ms in (0, 50, 60, 70)]
+    figure = plot_arrival(pd.DataFrame({"event_time": events, "receipt_time": receipts}))
+    in_order, overtaken = figure.axes[0].lines
+    assert (in_order.get_label(), overtaken.get_label()) == ("in order: 3", "overtaken by a later event: 1")
+    assert overtaken.get_ydata().tolist() == [40]
+
+
+def test_lines_are_the_columns_and_are_drawn_the_same_every_time() -> None:
+    lines = pd.DataFrame({"A": [1.0, 2.0], "B": [2.0, float("nan")]}, index=[START, START + pd.Timedelta(minutes=1)])
+    figure = plot_lines(lines, "title", "unit")
+    assert [line.get_label() for line in figure.axes[0].lines] == ["A", "B"]
+    assert figure._repr_png_() == plot_lines(lines, "title", "unit")._repr_png_()
