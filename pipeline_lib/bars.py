@@ -57,8 +57,9 @@ def _as_struct(fields: str) -> str:
     return ", ".join(f"`{name}`: {kind}" for name, kind in (field.split() for field in fields.split(", ")))
 
 
-def _is_good(tick: Column, key: Column) -> Column:
-    """Return whether a parsed message keeps the contract: the rules of records.Tick, one by one."""
+def _is_good(tick: Column) -> Column:
+    """Return whether a parsed message keeps the contract: the rules of records.decode_tick, one by one."""
+    names = F.json_object_keys(F.col("value").cast("string"))
     symbol, price, volume, kind = tick["symbol"], tick["price"], tick["volume"], tick["kind"]
     rules = (
         tick["schema"] == records.SCHEMA_VERSION,
@@ -66,14 +67,16 @@ def _is_good(tick: Column, key: Column) -> Column:
         symbol.rlike(records.SYMBOL_PATTERN),
         kind.isin(*records.KINDS),
         tick["source"].isin(*records.SOURCES),
-        (price > 0) & (price <= records.MAX_PRICE),
-        F.when(kind == "trade", volume.between(0, records.MAX_VOLUME)).otherwise(volume.isNull()),
+        price.between(records.MIN_PRICE, records.MAX_PRICE),
+        F.when(kind == "trade", (volume == 0) | volume.between(records.MIN_VOLUME, records.MAX_VOLUME)).otherwise(volume.isNull()),
         tick["event_time"].between(records.MIN_TIME, records.MAX_TIME),
         tick["receipt_time"].between(records.MIN_TIME, records.MAX_TIME),
         tick["repeat"].isNull() | tick["repeat"].isin(*records.REPEATS),
         _are_conditions(tick["conditions"]),
         *(tick[name].isNull() | tick[name].between(-records.MAX_VOLUME, records.MAX_VOLUME) for name in _NUMBERS),
-        key == symbol.cast("binary"),
+        F.col("key") == symbol.cast("binary"),
+        tick["event_time"] <= F.unix_millis("timestamp") + records.FUTURE_TOLERANCE_MS,
+        F.size(names) == F.size(F.array_distinct(names)),
     )
     verdict = rules[0]
     for rule in rules[1:]:
@@ -105,9 +108,10 @@ def parse_ticks(messages: DataFrame) -> DataFrame:
     Needs the columns of Spark's Kafka source: key, value, partition, offset, timestamp.
     """
     value = F.col("value")
-    readable = (F.length(value) <= records.MAX_MESSAGE_BYTES) & F.is_valid_utf8(value.cast("string"))
+    said = value.cast("string")
+    readable = (F.length(value) <= records.MAX_MESSAGE_BYTES) & F.is_valid_utf8(said) & ~F.contains(said, F.lit("\\"))
     parsed = messages.withColumn("parsed", F.when(readable, _parse(value)))
-    return parsed.withColumn("tick", F.when(_is_good(F.col("parsed"), F.col("key")), F.col("parsed"))).drop("parsed")
+    return parsed.withColumn("tick", F.when(_is_good(F.col("parsed")), F.col("parsed"))).drop("parsed")
 
 
 def window_bars(ticks: DataFrame, window_ms: int) -> DataFrame:

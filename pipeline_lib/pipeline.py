@@ -329,7 +329,7 @@ def read_topic(settings: Settings) -> Recording:
     def ticks() -> Iterator[Tick]:
         for message in heapq.merge(*readers, key=lambda message: (message.timestamp, message.partition, message.offset)):
             try:
-                yield decode_tick(message.value, message.key)
+                yield decode_tick(message.value, message.key, message.timestamp)
             except MessageError as error:
                 bad.append(f"{topic} {message.partition} {message.offset}: {error}")
 

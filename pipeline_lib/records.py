@@ -11,6 +11,7 @@ too, because stages share records and never import each other.
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Iterable
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
@@ -35,6 +36,8 @@ ID_PATTERN = rf"^[a-z][a-z0-9]*-[!#-\[\]-~]{{1,90}}{END}"
 CONDITION_PATTERN = rf"^[ !#-\[\]-~]{{0,16}}{END}"
 MAX_CONDITIONS = 16
 
+# Far below any price or lot, and high enough that quotients and squares of what is allowed stay within a double.
+MIN_PRICE = MIN_VOLUME = 1e-9
 MAX_PRICE = 1e9  # a guess; Berkshire's A share is below 1e6, some crypto and currency pairs are above
 MAX_VOLUME = 1e12  # a guess; more than all the shares of any company
 # 2000-01-01 and 2100-01-01 in epoch milliseconds: catches seconds sent for milliseconds, and fits every timestamp type.
@@ -45,7 +48,11 @@ KINDS = ("trade", "quote")
 SOURCES = ("finnhub-rest", "finnhub-ws", "replay", "simulated")
 REPEATS = ("unchanged", "suspected")
 
-Price = Annotated[float, Meta(gt=0, le=MAX_PRICE)]
+# How far ahead of the broker's clock an event time may be: room for a clock that is off and for a tape that is moved to
+# now and played fast. What is dated later would stand at the end of every chart for ever.
+FUTURE_TOLERANCE_MS = 24 * 3_600_000
+
+Price = Annotated[float, Meta(ge=MIN_PRICE, le=MAX_PRICE)]
 Millis = Annotated[int, Meta(ge=MIN_TIME, le=MAX_TIME)]
 Number = Annotated[float, Meta(ge=-MAX_VOLUME, le=MAX_VOLUME)]
 
@@ -98,6 +105,8 @@ def decode_value(value: bytes | None) -> Tick:
     """
     check_size(None if value is None else len(value))
     assert value is not None
+    if b"\\" in value:
+        raise MessageError("not a tick: a backslash; nothing in a tick needs an escape, and readers of escapes differ")
     try:
         # Decoding to str first refuses bytes that are not UTF-8 in fields nobody reads, too.
         tick = _decoder.decode(str(value, "utf-8"))
@@ -107,7 +116,17 @@ def decode_value(value: bytes | None) -> Tick:
         raise MessageError(f"not a tick: {error}") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise MessageError(f"not JSON: {error}") from None
+    # What encode_tick writes has every field once; anything else is looked at.
+    if _encoder.encode(tick) != value and (repeated := _find_repeated(value)):
+        raise MessageError(f"not a tick: the field {repeated!r} stands there twice")
     return _check_kind(tick)
+
+
+def _find_repeated(value: bytes) -> str | None:
+    """Return a name that an object's text has twice, None if there is none: readers differ on which of the two counts."""
+    pairs = json.loads(value, object_pairs_hook=list)
+    names = [name for name, _ in pairs]
+    return next((name for name in names if names.count(name) > 1), None)
 
 
 def tick_from_fields(fields: dict[str, Any]) -> Tick:
@@ -123,15 +142,19 @@ def _check_kind(tick: Tick) -> Tick:
         raise MessageError("not a tick: a trade has no volume")
     if tick.kind == "quote" and tick.volume is not None:
         raise MessageError("not a tick: a quote has a volume")
+    if tick.volume and tick.volume < MIN_VOLUME:
+        raise MessageError(f"not a tick: volume {tick.volume} is neither 0 nor at least {MIN_VOLUME}")
     return tick
 
 
-def decode_tick(value: bytes | None, key: bytes | None) -> Tick:
-    """Return the tick that a message holds.
+def decode_tick(value: bytes | None, key: bytes | None, timestamp: int | None = None) -> Tick:
+    """Return the tick that a message holds; `timestamp` is the broker's, epoch milliseconds.
 
     Raises MessageError, with the reason that is kept with the dead letter, if the message breaks the contract.
     """
     tick = decode_value(value)
+    if timestamp is not None and tick.event_time > timestamp + FUTURE_TOLERANCE_MS:
+        raise MessageError(f"from the future: event_time is {(tick.event_time - timestamp) / 3_600_000:.1f} h ahead of the broker's clock")
     if key is None:
         raise MessageError("no key: the key is the symbol")
     if key != tick.symbol.encode():
@@ -180,7 +203,7 @@ def tick_from_quote(symbol: str, quote: dict[str, Any], *, id: str, receipt_time
             day_open=quote.get("o"),
             day_high=quote.get("h"),
             day_low=quote.get("l"),
-            previous_close=quote.get("pc"),
+            previous_close=quote.get("pc") or None,  # Finnhub says 0 where it knows of none
             change=quote.get("d"),
             percent_change=quote.get("dp"),
         )

@@ -398,7 +398,7 @@ def fetch_dead_letters(ticks: DataFrame, count: int) -> Iterator[DeadLetter]:
             partition=row["partition"],
             offset=row["offset"],
             timestamp=row["timestamp"],
-            reason=find_reason(value, key, row["length"]),
+            reason=find_reason(value, key, row["length"], row["timestamp"]),
             key=key,
             value=value,
             value_length=row["length"],
@@ -406,11 +406,11 @@ def fetch_dead_letters(ticks: DataFrame, count: int) -> Iterator[DeadLetter]:
         )
 
 
-def find_reason(value: bytes | None, key: bytes | None, length: int | None) -> str:
+def find_reason(value: bytes | None, key: bytes | None, length: int | None, timestamp: int) -> str:
     """Return why a message is no tick, in the words of records.decode_tick."""
     try:
         check_size(length)
-        decode_tick(value, key)
+        decode_tick(value, key, timestamp)
     except MessageError as error:
         return str(error)
     return "refused by Spark's parser alone: please report this message as a fault of the grammar"

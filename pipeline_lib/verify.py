@@ -149,9 +149,9 @@ def recompute_bars(messages: Iterable[Message], window_ms: int) -> Recomputed:
     bars: dict[tuple[str, int], _Bar] = {}
     good: dict[int, int] = {}
     dead: dict[int, int] = {}
-    for partition, offset, _, key, value in messages:
+    for partition, offset, timestamp, key, value in messages:
         try:
-            tick = decode_tick(value, key)
+            tick = decode_tick(value, key, timestamp)
         except MessageError:
             dead[partition] = dead.get(partition, 0) + 1
             continue

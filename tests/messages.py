@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+NOW = 1_763_900_000_000  # the broker's clock, for those who have to tell the future
+
 GOOD: dict[str, Any] = {
     "schema": 1,
     "id": "sim-1",
@@ -33,6 +35,18 @@ def raw(**changes: str) -> bytes:
 
 _G = message()
 
+# Written before the good field of the same name, so that it depends on the reader which of the two counts.
+TWICE = {
+    "price": b"-1",
+    "symbol": b'"AAPL"',
+    "event_time": b"null",
+    "kind": b'"quote"',
+    "schema": b"2",
+    "id": b"5",
+    "conditions": b"[1]",
+    "receipt_time": b"0",
+}
+
 # The value None is a tombstone; a key of ... is the right one, "AAPL".
 BAD: dict[str, tuple[bytes | None, Any]] = {
     "not JSON": (b"hello", ...),
@@ -49,6 +63,12 @@ BAD: dict[str, tuple[bytes | None, Any]] = {
     "a string": (json.dumps(_G.decode()).encode(), ...),
     "null": (b"null", ...),
     "single quotes": (_G.replace(b'"', b"'"), ...),
+    "escaped letters": (raw(symbol='"\\u0041APL"'), ...),
+    "a lone surrogate in an unknown field": (_G[:-1] + b',"note":"\\ud800"}', ...),
+    "an escape in an unknown field": (_G[:-1] + b',"note":"a\\nb"}', ...),
+    **{f"{name} twice": (b'{"' + name.encode() + b'":' + text + b"," + _G[1:], ...) for name, text in TWICE.items()},
+    "an unknown field twice": (_G[:-1] + b',"note":1,"note":2}', ...),
+    "a time of next week": (message(event_time=NOW + 7 * 24 * 3_600_000), ...),
     "a comment": (_G[:-1] + b"/* x */}", ...),
     "unquoted name": (_G.replace(b'"price"', b"price"), ...),
     "byte order mark": (b"\xef\xbb\xbf" + _G, ...),
@@ -82,6 +102,8 @@ BAD: dict[str, tuple[bytes | None, Any]] = {
     "price Infinity": (raw(price="Infinity"), ...),
     "price NaN as text": (message(price="NaN"), ...),
     "price as text": (message(price="187.25"), ...),
+    "price 1e-10": (message(price=1e-10), ...),
+    "price 5e-324": (raw(price="5e-324"), ...),
     "price 1e400": (raw(price="1e400"), ...),
     "price 1e-400": (raw(price="1e-400"), ...),
     "price too high": (message(price=1e10), ...),
@@ -95,6 +117,7 @@ BAD: dict[str, tuple[bytes | None, Any]] = {
     "price true": (message(price=True), ...),
     "price empty text": (message(price=""), ...),
     "volume negative": (message(volume=-1), ...),
+    "volume 1e-200": (message(volume=1e-200), ...),
     "volume as text": (message(volume="100"), ...),
     "volume Infinity": (raw(volume="-Infinity"), ...),
     "volume too large": (message(volume=1e13), ...),
@@ -156,8 +179,9 @@ GOOD_ONES: dict[str, tuple[bytes, bytes]] = {
     "conditions empty strings": (message(conditions=["", " "]), b"AAPL"),
     "repeat": (message(repeat="unchanged"), b"AAPL"),
     "unknown fields": (_G[:-1] + b',"note":{"a":[1,2,{"b":null}]},"x":1e999}', b"AAPL"),
-    "escaped letters": (raw(symbol='"\\u0041APL"'), b"AAPL"),
-    "a field twice, the last one good": (b'{"price":1,' + _G[1:], b"AAPL"),
+    "a name of the contract inside an unknown field": (_G[:-1] + b',"note":{"price":1,"symbol":"X"}}', b"AAPL"),
+    "price and volume as small as they may be": (message(price=1e-9, volume=1e-9), b"AAPL"),
+    "a time of tomorrow": (message(event_time=NOW + 23 * 3_600_000), b"AAPL"),
     "class share": (message(symbol="BRK.B"), b"BRK.B"),
     "a crypto pair": (message(symbol="BINANCE:BTCUSDT"), b"BINANCE:BTCUSDT"),
     "one letter that numbers know": (message(symbol="E"), b"E"),

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import random
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from messages import BAD, GOOD_ONES
+from messages import BAD, GOOD_ONES, NOW
 from pyspark.sql import SparkSession
 from ticks import ticks
 
 from pipeline_lib.bars import parse_ticks
 from pipeline_lib.errors import MessageError
-from pipeline_lib.records import Tick, decode_tick, encode_key, encode_tick
+from pipeline_lib.records import MIN_TIME, Tick, decode_tick, encode_key, encode_tick
 
 MESSAGE_COLUMNS = "key binary, value binary, partition int, offset long, timestamp timestamp"
 FIELDS = [name for name in Tick.__struct_fields__ if name != "conditions"]
+
+CLOCK = dt.datetime.fromtimestamp(NOW / 1000)
 
 Pair = tuple[bytes | None, bytes | None]
 
 
 def spark_ticks(session: SparkSession, pairs: list[Pair]) -> list[dict[str, Any] | None]:
     """Return for each (value, key) the fields that Spark reads, or None where it finds no tick."""
-    rows = [(key, value, 0, number, None) for number, (value, key) in enumerate(pairs)]
+    rows = [(key, value, 0, number, CLOCK) for number, (value, key) in enumerate(pairs)]
     parsed = parse_ticks(session.createDataFrame(rows, MESSAGE_COLUMNS)).select("offset", *(f"tick.{name}" for name in FIELDS))
     found = {row["offset"]: row.asDict() for row in parsed.collect()}
     return [None if row["symbol"] is None else {name: row[name] for name in FIELDS} for _, row in sorted(found.items())]
@@ -32,7 +35,7 @@ def spark_ticks(session: SparkSession, pairs: list[Pair]) -> list[dict[str, Any]
 
 def python_tick(value: bytes | None, key: bytes | None) -> dict[str, Any] | None:
     try:
-        tick = decode_tick(value, key)
+        tick = decode_tick(value, key, NOW)
     except MessageError:
         return None
     return {name: getattr(tick, name) for name in FIELDS}
@@ -55,7 +58,7 @@ def test_spark_takes_every_kind_of_good_message_and_reads_the_same(session: Spar
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-@given(st.lists(ticks(), min_size=30, max_size=60))
+@given(st.lists(ticks(st.integers(MIN_TIME, NOW)), min_size=30, max_size=60))
 def test_spark_and_python_read_the_same_from_any_tick(session: SparkSession, some: list[Tick]) -> None:
     pairs: list[Pair] = [(encode_tick(tick), encode_key(tick.symbol)) for tick in some]
     assert spark_ticks(session, pairs) == [python_tick(*pair) for pair in pairs]

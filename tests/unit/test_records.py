@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from hypothesis import given
-from messages import BAD, GOOD_ONES
+from messages import BAD, GOOD_ONES, NOW
 from ticks import ticks
 
 from pipeline_lib.errors import MessageError
@@ -22,13 +22,13 @@ def test_a_tick_comes_back_as_it_went_in(tick: Tick) -> None:
 def test_a_message_that_breaks_the_contract_is_refused_with_a_reason(name: str) -> None:
     value, key = BAD[name]
     with pytest.raises(MessageError, match=r".+"):
-        decode_tick(value, b"AAPL" if key is ... else key)
+        decode_tick(value, b"AAPL" if key is ... else key, NOW)
 
 
 @pytest.mark.parametrize("name", GOOD_ONES)
 def test_a_message_within_the_contract_is_a_tick(name: str) -> None:
     value, key = GOOD_ONES[name]
-    assert decode_tick(value, key).symbol.encode() == key
+    assert decode_tick(value, key, NOW).symbol.encode() == key
 
 
 def test_a_quote_of_zeros_is_no_tick() -> None:
