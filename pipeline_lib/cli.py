@@ -201,6 +201,8 @@ def verify(as_json: JsonOption = False) -> None:
     else:
         out.print(f"{report.messages:,} messages: {report.good:,} ticks + {report.dead_letters:,} dead letters")
         out.print(f"{report.bars:,} bars compared, {report.differing_bars:,} differ")
+        if report.unread:
+            out.print(f"{report.unread:,} messages of the topic have not been streamed yet")
         if report.left_out:
             out.print(
                 f"{len(report.left_out):,} bars left out, since retention has removed ticks of theirs: {', '.join(report.left_out[:5])} …"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import logging
 import secrets
 import shutil
 import threading
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pipeline_lib import topics
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import MessageError, SchemaError, TopicError, UnavailableError
+from pipeline_lib.errors import MessageError, PipelineError, SchemaError, TopicError, UnavailableError
 from pipeline_lib.producer import Producer, PublishReport, StatusBeat, publish_ticks
 from pipeline_lib.records import Tick, decode_status, decode_tick, status_topic
 from pipeline_lib.services import start_services
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
     from pipeline_lib.stream import Stream
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
 
@@ -134,13 +137,14 @@ def open_stream(settings: Settings, session: SparkSession, store: Store, *, cons
     """
     from pipeline_lib.stream import Plan, Stream
 
-    info = topics.create_topic(servers_of(settings), settings.kafka_topic)
+    servers = servers_of(settings)
+    info = topics.create_topic(servers, settings.kafka_topic)
     store.create_tables()
-    store.bind(info.id, settings.window_ms)
+    store.bind(info.id, settings.window_ms, {part: found.earliest for part, found in topics.read_offsets(servers, info.name).items()})
     plan = Plan(
-        servers=servers_of(settings),
+        servers=servers,
         topic=settings.kafka_topic,
-        partitions=info.partitions,
+        list_partitions=lambda: topics.describe_topic(servers, info.name).partitions,
         window_ms=settings.window_ms,
         watermark_delay=settings.watermark_delay,
         trigger=settings.trigger,
@@ -209,11 +213,13 @@ class Heartbeat:
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            # Nothing can be recorded while PostgreSQL is away; readers see that it is.
-            with contextlib.suppress(UnavailableError):
-                self._beat_kafka()
-                self._beat_feed()
-                self._beat_spark()
+            for beat in (self._beat_spark, self._beat_kafka, self._beat_feed):
+                try:
+                    beat()
+                except UnavailableError:
+                    pass  # nothing can be recorded while PostgreSQL is away; readers see that it is
+                except PipelineError as error:
+                    log.warning("cannot record how the stages are: %s", error)
             self._stopping.wait(BEAT_SECONDS)
 
     def _beat_kafka(self) -> None:
@@ -305,7 +311,12 @@ def verify(settings: Settings) -> VerifyReport:
     ends = {int(part): int(end) for part, end in zip(snapshot.offsets["partition"], snapshot.offsets["next_offset"], strict=True)}
     starts = {part: max(int(first[part]), ranges[part].earliest) for part in ends}
     recomputed = recompute_bars(topics.read_messages(servers, snapshot.topic, starts, ends), snapshot.window_ms)
-    return compare_bars(recomputed, snapshot.bars, snapshot.offsets, {part: found.earliest for part, found in ranges.items()})
+    accounts = snapshot.offsets.assign(
+        kept_dead_letters=snapshot.offsets["partition"].map(snapshot.dead_letters).fillna(0).astype(int),
+        earliest=snapshot.offsets["partition"].map({part: found.earliest for part, found in ranges.items()}),
+    )
+    unread = sum(found.latest - max(ends.get(part, 0), found.earliest) for part, found in ranges.items())
+    return compare_bars(recomputed, snapshot.bars, accounts)._replace(unread=unread)
 
 
 class Recording(NamedTuple):

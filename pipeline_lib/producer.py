@@ -7,6 +7,7 @@ again with the same id. It is not a source: ticks come from an iterator. Called 
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections import deque
@@ -18,6 +19,8 @@ from kafka import errors as kafka_errors
 
 from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.records import FeedStatus, Message, Tick, encode_key, encode_status, encode_tick
+
+log = logging.getLogger(__name__)
 
 # Bounds the memory of what is not yet acknowledged: about 20 MB of messages and futures.
 MAX_IN_FLIGHT = 20_000
@@ -86,11 +89,11 @@ class Producer:
 
     def publish_message(self, key: bytes | None, value: bytes | None) -> None:
         """Accept a message as it is, tick or not: what a notebook or a test needs to see a bad one through."""
-        self._sent += 1
         self._send(key, value)
+        self._sent += 1
 
     def _send(self, key: bytes | None, value: bytes | None) -> None:
-        self._in_flight.append((self._kafka.send(self.topic, key=key, value=value), key, value))
+        self._in_flight.append((self._hand_over(key, value), key, value))
         while self._in_flight and (self._in_flight[0][0].is_done or len(self._in_flight) > MAX_IN_FLIGHT):
             self._settle(*self._in_flight.popleft())
 
@@ -99,12 +102,20 @@ class Producer:
             future.get(timeout=DELIVERY_TIMEOUT_MS / 1000 + 10)
             self._acknowledged += 1
         except kafka_errors.KafkaError as error:
-            # A producer fenced off or without rights stays so; all else, time-outs and lost leaders, may pass.
-            if isinstance(error, kafka_errors.AuthorizationError | kafka_errors.MessageSizeTooLargeError):
+            if not _may_pass(error):
                 self._failed += 1
                 raise PipelineError(f"cannot publish to {self.topic!r}: {error}; check the topic and the rights of this user") from error
             self._resent += 1
-            self._in_flight.append((self._kafka.send(self.topic, key=key, value=value), key, value))
+            self._in_flight.append((self._hand_over(key, value), key, value))
+
+    def _hand_over(self, key: bytes | None, value: bytes | None) -> Any:
+        """Return the future of a message given to Kafka's client, which may have to wait for room or for the broker."""
+        try:
+            return self._kafka.send(self.topic, key=key, value=value)
+        except kafka_errors.KafkaError as error:
+            if _may_pass(error):
+                raise UnavailableError(f"cannot publish to {self.topic!r}: {error}; is Kafka running? (`stocks status`)") from error
+            raise PipelineError(f"cannot publish to {self.topic!r}: {error}; correct the message or the topic") from error
 
     def publish_bytes(self, key: bytes | None, value: bytes | None) -> Message:
         """Return the message that the broker took: these bytes as they are, a tick or not; in no count of ticks."""
@@ -122,7 +133,10 @@ class Producer:
 
     def send_status(self, topic: str, status: FeedStatus) -> None:
         """Send the feed's state to the status topic; the next one replaces it, so nobody waits for this one."""
-        self._kafka.send(topic, value=encode_status(status))
+        try:
+            self._kafka.send(topic, value=encode_status(status))
+        except kafka_errors.KafkaError as error:
+            log.warning("cannot tell how the feed is: %s", error)
 
     @property
     def report(self) -> PublishReport:
@@ -141,6 +155,11 @@ class Producer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _may_pass(error: kafka_errors.KafkaError) -> bool:
+    """Return whether another try can succeed: Kafka's own word, and its time-outs and lost connections."""
+    return bool(error.retriable) or isinstance(error, kafka_errors.KafkaTimeoutError | kafka_errors.KafkaConnectionError)
 
 
 def publish_ticks(producer: Producer, ticks: Iterable[Tick], progress: Callable[[PublishReport], None] | None = None) -> PublishReport:

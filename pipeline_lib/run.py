@@ -7,6 +7,7 @@ command line.
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import subprocess
@@ -23,14 +24,17 @@ from rich.text import Text
 
 from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import EXIT_TRY_AGAIN, PipelineError, UnavailableError
+from pipeline_lib.errors import EXIT_TRY_AGAIN, AlreadyRunningError, PipelineError, ServiceError, UnavailableError
 from pipeline_lib.services import service_status, start_services, stop_services
+from pipeline_lib.services.locks import hold_lock
 from pipeline_lib.sources import open_source
 from pipeline_lib.web.serve import check_port, serve_dashboard
 
 STOP_SECONDS = 20.0
 # How often in a row a stage may die before it is left dead.
 MAX_DEATHS = 5
+# Whatever lives this long has not died "in a row".
+LONG_LIFE_SECONDS = 60.0
 # What a stage said longer ago than this is not repeated.
 OLD_BEAT_SECONDS = 6.0
 SERVICES_SECONDS = 2.0
@@ -39,12 +43,12 @@ PLAIN_SECONDS = 30.0
 
 
 class Stage:
-    """One stage as a child process, its output in a log."""
+    """One stage as a child process, its output in a log. ``may_end`` is for a stage that has an end of its own."""
 
-    def __init__(self, name: str, arguments: list[str], settings: Settings) -> None:
-        self.name, self._arguments, self._settings = name, arguments, settings
-        self.log = pipeline.log_folder(settings) / f"{name}.log"
-        self.deaths = 0
+    def __init__(self, name: str, arguments: list[str], environment: dict[str, str], log: Path, *, may_end: bool = False) -> None:
+        self.name, self.log = name, log
+        self._arguments, self._environment, self._may_end = arguments, environment, may_end
+        self._lives = Lives(name)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -52,17 +56,13 @@ class Stage:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline_lib.cli", *self._arguments, "--until-eof"],
-                env=stage_environment(self._settings),
+                env=self._environment,
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for the one who started us, who stops the stages in order
             )
-
-    @property
-    def exit_status(self) -> int | None:
-        """None while the process lives."""
-        return None if self._process is None else self._process.poll()
+        self._lives.begin()
 
     @property
     def last_line(self) -> str:
@@ -72,13 +72,13 @@ class Stage:
 
     def keep_alive(self) -> None:
         """Start the process again if it was killed or may succeed now. Raises PipelineError for any other fault of its own."""
-        status = self.exit_status
-        if status is None or status == 0:
+        status = None if self._process is None else self._process.poll()
+        if status is None or (status == 0 and self._may_end):
             return
-        self.deaths += 1
-        if (status > 0 and status != EXIT_TRY_AGAIN) or self.deaths > MAX_DEATHS:
+        if status > 0 and status != EXIT_TRY_AGAIN:
             raise PipelineError(f"the {self.name} has ended: {self.last_line.removeprefix('error: ')} (log: {_relative(self.log)})")
-        self.start()
+        if self._lives.may_begin_again():
+            self.start()
 
     def stop(self) -> None:
         """Let the stage finish what it has in hand, and end it if it does not."""
@@ -92,12 +92,41 @@ class Stage:
             self._process.wait()
 
 
-def stage_environment(settings: Settings) -> dict[str, str]:
-    """Return the environment that gives a child process these very settings, with the running services' addresses."""
+class Lives:
+    """How often in a row something has died, and when it may be started again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._deaths, self._began_at, self._again_at = 0, 0.0, 0.0
+
+    def begin(self) -> None:
+        """Note that it was started."""
+        self._began_at, self._again_at = time.monotonic(), 0.0
+
+    def failed(self) -> None:
+        """Note that a start has failed: the next one comes later."""
+        self._again_at = 0.0
+
+    def may_begin_again(self) -> bool:
+        """Return whether the time for another start has come. Raises PipelineError if it has died too often in a row."""
+        now = time.monotonic()
+        if not self._again_at:
+            self._deaths = 1 if now - self._began_at > LONG_LIFE_SECONDS else self._deaths + 1
+            if self._deaths > MAX_DEATHS:
+                raise PipelineError(f"the {self.name} has died {self._deaths} times in a row: see the logs, and start anew")
+            self._again_at = now + 0.5 * 2 ** (self._deaths - 1)
+        return now >= self._again_at
+
+
+def stage_environment(settings: Settings, *, with_key: bool = True) -> dict[str, str]:
+    """Return the environment that gives a child process these very settings, with the running services' addresses.
+
+    Only a feed needs the key.
+    """
     environment = dict(os.environ)
     for name in type(settings).model_fields:
         value = getattr(settings, name)
-        if value is None:
+        if value is None or (name == "finnhub_api_key" and not with_key):
             environment.pop(name.upper(), None)
         elif isinstance(value, tuple):
             environment[name.upper()] = ",".join(value)
@@ -110,39 +139,74 @@ def stage_environment(settings: Settings) -> dict[str, str]:
 def run_pipeline(settings: Settings, stopping: threading.Event, out: Console) -> None:
     """Run the whole until `stopping` is set, then stop what was started, in order: feed, stream, dashboard, services.
 
-    Raises PipelineError if a stage cannot be started or ends by itself.
+    Raises PipelineError if a stage cannot be started or ends by itself, AlreadyRunningError if another run has this PIPELINE_HOME.
     """
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(hold_lock(settings.pipeline_home / "run.lock", 0))
+        except AlreadyRunningError:
+            raise AlreadyRunningError(
+                f"cannot run: another `stocks run` runs in {settings.pipeline_home}; stop it, or set PIPELINE_HOME to another folder"
+            ) from None
+        _run(settings, stopping, out)
+
+
+def _run(settings: Settings, stopping: threading.Event, out: Console) -> None:
     before = {found.name for found in service_status(settings) if found.state == "running"}
     # A taken port, a wrong tape or a missing key is told before anything is started.
     check_port(settings.dashboard_port)
     source = open_source(settings)
     source.close()
     out.print(f"feed       {source.name}; {source.reason}")
-    running = start_services(settings, lambda line: out.print(f"services   {line}"))
-    store = pipeline.open_store(running)
     stages: list[Stage] = []
-    server = None
+    page: Page | None = None
     try:
+        running = start_services(settings, lambda line: out.print(f"services   {line}"))
+        store = pipeline.open_store(running)
         store.create_tables()
         pipeline.topics.create_topic(pipeline.servers_of(running), running.kafka_topic)
-        for stage in (Stage("stream", ["stream"], running), Stage("feed", ["produce"], running)):
-            stage.start()
-            stages.append(stage)
-        server = serve_dashboard(running)
-        out.print(f"dashboard  {server.url}")
-        with Show(out, server.url) as show:
-            _watch(settings, stages, store, stopping, show)
+        logs = pipeline.log_folder(running)
+        stages.append(Stage("stream", ["stream"], stage_environment(running, with_key=False), logs / "stream.log"))
+        stages.append(Stage("feed", ["produce"], stage_environment(running), logs / "feed.log", may_end=source.finite))
+        for stage in stages:
+            if not stopping.is_set():
+                stage.start()
+        if not stopping.is_set():
+            page = Page(running)
+            out.print(f"dashboard  {page.url}")
+            with Show(out, page.url) as show:
+                _watch(settings, [*stages, page], store, stopping, show)
+        store.close()
     finally:
         for stage in reversed(stages):
             out.print(f"stopping   {stage.name}")
             stage.stop()
-        if server is not None:
+        if page is not None:
             out.print("stopping   dashboard")
-            server.stop()
-        store.close()
-        if started := {found.name for found in service_status(settings) if found.state == "running"} - before:
+            page.stop()
+        if started := {found.name for found in service_status(settings) if found.state in ("running", "died")} - before:
             out.print(f"stopping   {' and '.join(sorted(started))}")
             _stop_started(settings, started)
+
+
+class Page:
+    """The dashboard's server, served again when it dies."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings, self._lives = settings, Lives("dashboard")
+        self._server = serve_dashboard(settings)
+        self.url = self._server.url
+        self._lives.begin()
+
+    def keep_alive(self) -> None:
+        """Serve again if the server has died."""
+        if not self._server.is_running and self._lives.may_begin_again():
+            self._server = serve_dashboard(self._settings)
+            self._lives.begin()
+
+    def stop(self) -> None:
+        """Stop the server."""
+        self._server.stop()
 
 
 def _stop_started(settings: Settings, started: set[str]) -> None:
@@ -153,16 +217,21 @@ def _stop_started(settings: Settings, started: set[str]) -> None:
     stop_services(settings.replaced(**kept))
 
 
-def _watch(settings: Settings, stages: list[Stage], store: pipeline.Store, stopping: threading.Event, show: Show) -> None:
-    """Keep services and stages alive, and show how they are, until told to stop."""
-    services_seen_at = 0.0
+def _watch(settings: Settings, kept: list[Stage | Page], store: pipeline.Store, stopping: threading.Event, show: Show) -> None:
+    """Keep services, stages and page alive, and show how they are, until told to stop."""
+    services_seen_at, lives = 0.0, Lives("services")
     while not stopping.wait(0.5):
         if time.monotonic() - services_seen_at > SERVICES_SECONDS:
             services_seen_at = time.monotonic()
-            if any(found.state == "died" for found in service_status(settings)):
-                start_services(settings, show.say)
-        for stage in stages:
-            stage.keep_alive()
+            if any(found.state == "died" for found in service_status(settings)) and lives.may_begin_again():
+                try:
+                    start_services(settings, show.say)
+                    lives.begin()
+                except ServiceError as error:
+                    show.say(str(error))
+                    lives.failed()
+        for each in kept:
+            each.keep_alive()
         try:
             show.words(_words(store.load_stages(), store.load_progress(1)))
         except UnavailableError as error:
@@ -208,7 +277,8 @@ def _words(stages: pd.DataFrame, progress: pd.DataFrame) -> dict[str, tuple[str,
     for row in stages.to_dict("records"):
         # Feed and Kafka are watched by the stream: while it does not beat, nothing is known of them.
         is_old = pd.isna(row["beat_at"]) or (now - row["beat_at"]).total_seconds() > OLD_BEAT_SECONDS
-        words[row["stage"]] = ("waiting", "for the stream's first sign of life") if is_old else (row["state"], row["detail"])
+        since = "" if pd.isna(row["beat_at"]) else f" since {row['beat_at']:%H:%M:%S} UTC"
+        words[row["stage"]] = ("waiting", f"no sign of life{since}") if is_old else (row["state"], row["detail"])
     for row in progress.to_dict("records"):
         age = (now - row["committed_at"]).total_seconds()
         state, detail = words["postgres"]

@@ -24,7 +24,14 @@ from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixe
 
 from pipeline_lib import schema
 from pipeline_lib.config import masked_url
-from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, PipelineError, SchemaError, UnavailableError
+from pipeline_lib.errors import (
+    AlreadyRunningError,
+    OffsetsMovedError,
+    PipelineError,
+    SchemaError,
+    SettingsError,
+    UnavailableError,
+)
 from pipeline_lib.records import Batch, DeadLetter, PartialBar
 
 NOTIFY_CHANNEL = "stock_pipeline"
@@ -149,14 +156,14 @@ class CommitResult(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The stored offsets and bars of one instant."""
+    """The stored offsets and bars of one instant, and how many dead letters are kept of each partition."""
 
     topic: str
     topic_id: str
     window_ms: int
     offsets: pd.DataFrame
     bars: pd.DataFrame
-    dead_letters: int
+    dead_letters: dict[int, int]  # kept, by partition
 
 
 class Store:
@@ -182,7 +189,7 @@ class Store:
                 keepalives_idle=5,
                 keepalives_interval=2,
                 keepalives_count=3,
-                options="-c timezone=UTC -c client_min_messages=warning",
+                options="-c timezone=UTC -c client_min_messages=warning -c search_path=public",
             )
         except psycopg2.OperationalError as error:
             raise self._unavailable(error) from None
@@ -235,8 +242,8 @@ class Store:
         with self._transaction() as cursor:
             return schema.check_tables(cursor)
 
-    def bind(self, topic_id: str, window_ms: int) -> None:
-        """Tie this database to one topic and one window at first start.
+    def bind(self, topic_id: str, window_ms: int, earliest: dict[int, int]) -> None:
+        """Tie this database to one topic and one window at first start, and each new partition to its earliest offset.
 
         Raises SchemaError, with both sides shown, if it is tied to others.
         """
@@ -259,6 +266,12 @@ class Store:
             raise SchemaError(
                 f"cannot start the stream: this database holds bars of {stored_window / 1000:g} s, WINDOW is {window_ms / 1000:g} s; "
                 f"set WINDOW back, or {way_out}"
+            )
+        with self._transaction() as cursor:
+            execute_values(
+                cursor,
+                "insert into stream_offsets (topic, topic_id, partition, first_offset, next_offset) values %s on conflict do nothing",
+                [(self.topic, topic_id, partition, offset, offset) for partition, offset in sorted(earliest.items())],
             )
 
     @contextlib.contextmanager
@@ -323,14 +336,19 @@ class Store:
                     f"cannot merge batch {batch.batch_id}: it was filtered by offsets {batch.filtered_by}, {stored} are stored; "
                     "it is read again"
                 )
-            cursor.execute("select watermark from stream_watermark for update")
+            # The one that readers go by: what they were shown as final is amended with a new revision.
+            cursor.execute("select watermark from watermark_now")
             row = cursor.fetchone()
             watermark_before = row[0] if row else None
+            _finish_bars(cursor, watermark_before)
             late = _merge_into(cursor, bars, watermark_before)
-            _keep_letters(cursor, self.topic, batch.dead_letters)
+            kept, dead = _keep_letters(cursor, self.topic, batch.dead_letters), sum(count.dead for count in batch.counts)
+            if kept != dead:
+                raise OffsetsMovedError(
+                    f"cannot merge batch {batch.batch_id}: {dead} dead letters were counted, {kept} read; it is read again"
+                )
             self._advance(cursor, batch)
             watermark = _advance_watermark(cursor, bars, watermark_delay_ms)
-            dead = sum(count.dead for count in batch.counts)
             rows = sum(count.good for count in batch.counts) + dead
             commit_ms = round((time.monotonic() - began) * 1000)
             if batch.previous_progress is not None:
@@ -409,23 +427,30 @@ class Store:
         volume, vwap, tick_count, trade_count, change_pct, is_final, revision, late_tick_count, updated_at and others.
         ``is_final`` goes on with the clock where data have stopped.
         """
+        factor = 1
         with self._transaction(read_only=True) as cursor:
             if width is not None:
-                cursor.execute("select %s::interval = window_ms * interval '1 millisecond' from pipeline_identity", (width,))
+                cursor.execute("select extract(epoch from %s::interval) * 1000 / window_ms from pipeline_identity", (width,))
                 row = cursor.fetchone()
-                width = None if row is None or row[0] else width
+                factor = 1 if row is None else row[0]
+                if factor != int(factor) or factor < 1:
+                    raise SettingsError(
+                        f"cannot make bars of {width}: the stored ones are not a whole part of it; choose a multiple of WINDOW"
+                    )
+                factor = int(factor)
+                width = None if factor == 1 else width
             if width is None:
                 source = sql.SQL("select * from stock_aggregates where symbol = %(symbol)s and window_start >= %(since)s")
             else:
-                # Enough stored bars for the wanted number of wide ones, counted back from the last.
+                # No more stored bars than the wide ones can be made of, counted back from the last over whatever gaps.
                 source = sql.SQL(
-                    "select * from wider_bars(%(width)s::interval, %(symbol)s, greatest(%(since)s, (select max(window_start)"
-                    " from stock_aggregates where symbol = %(symbol)s) - %(limit)s * %(width)s::interval))"
+                    "select * from wider_bars(%(width)s::interval, %(symbol)s, greatest(%(since)s, (select min(window_start) from ("
+                    " select window_start from stock_aggregates where symbol = %(symbol)s order by window_start desc limit %(stored)s) s)))"
                 )
             frame = _fetch_frame(
                 cursor,
                 sql.SQL("select * from ({}) bars order by window_start desc limit %(limit)s").format(source),
-                {"symbol": symbol, "width": width, "since": since or EPOCH, "limit": limit},
+                {"symbol": symbol, "width": width, "since": since or EPOCH, "limit": limit, "stored": limit * max(factor, 1)},
             )
             cursor.execute("select watermark from watermark_now")
             row = cursor.fetchone()
@@ -480,8 +505,8 @@ class Store:
                 cursor, "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets order by partition"
             )
             bars = _fetch_frame(cursor, "select * from stock_aggregates order by symbol, window_start")
-            cursor.execute("select count(*) from dead_letters where topic = %s", (self.topic,))
-            return Snapshot(row[0], row[1], row[2], offsets, bars, cursor.fetchone()[0])
+            cursor.execute("select partition, count(*) from dead_letters where topic = %s group by partition", (row[0],))
+            return Snapshot(row[0], row[1], row[2], offsets, bars, dict(cursor.fetchall()))
 
 
 def create_database(url: str, name: str) -> str:
@@ -492,8 +517,13 @@ def create_database(url: str, name: str) -> str:
 
 
 def drop_database(url: str, name: str) -> None:
-    """Drop a database beside the one of `url`, and end whatever is still connected to it."""
-    _administer(url, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+    """Drop a database beside the one of `url`, and end what this user still has connected to it.
+
+    Without FORCE, which is refused to all but a superuser while the server's own autovacuum is at work there.
+    """
+    own = "select pg_terminate_backend(pid) from pg_stat_activity where datname = {} and usename = current_user and pid <> pg_backend_pid()"
+    _administer(url, sql.SQL(own).format(sql.Literal(name)))
+    _administer(url, sql.SQL("drop database if exists {}").format(sql.Identifier(name)))
 
 
 def _administer(url: str, statement: sql.Composed) -> None:
@@ -556,8 +586,9 @@ def _merge_into(cursor: Any, bars: list[PartialBar], watermark: dt.datetime | No
     return late_ticks
 
 
-def _keep_letters(cursor: Any, topic: str, letters: Iterable[DeadLetter]) -> None:
-    remaining = iter(letters)
+def _keep_letters(cursor: Any, topic: str, letters: Iterable[DeadLetter]) -> int:
+    """Insert the dead letters, a piece at a time; return how many they were."""
+    remaining, kept = iter(letters), 0
     while piece := list(islice(remaining, LETTERS_A_STATEMENT)):
         execute_values(
             cursor,
@@ -565,19 +596,29 @@ def _keep_letters(cursor: Any, topic: str, letters: Iterable[DeadLetter]) -> Non
             [(topic, x.partition, x.offset, from_ms(x.timestamp), x.reason, x.key, x.value, x.value_length, x.value_sha256) for x in piece],
             page_size=LETTERS_A_STATEMENT,
         )
+        kept += len(piece)
+    return kept
 
 
 def _advance_watermark(cursor: Any, bars: list[PartialBar], delay_ms: int) -> dt.datetime | None:
-    """Move the watermark up to the latest event time less the delay, never back, and mark the bars it has passed."""
+    """Move the watermark up to the latest event time less the delay, never back, and mark the bars it has passed.
+
+    An event time that is ahead of the clock counts as now: one tick from the future makes nothing late.
+    """
     if not bars:
         return None
-    latest = from_ms(max(bar.last_event_time for bar in bars))
+    latest = min(from_ms(max(bar.last_event_time for bar in bars)), dt.datetime.now(dt.UTC))
     cursor.execute(
         "insert into stream_watermark as w (max_event_time, watermark) values (%s, %s) on conflict (only_row) do update set"
         " max_event_time = greatest(w.max_event_time, excluded.max_event_time), watermark = greatest(w.watermark, excluded.watermark),"
-        " updated_at = now() returning watermark",
+        " updated_at = case when excluded.watermark > w.watermark then now() else w.updated_at end returning watermark",
         (latest, latest - dt.timedelta(milliseconds=delay_ms)),
     )
     watermark = cursor.fetchone()[0]
-    cursor.execute("update stock_aggregates set is_final = true where not is_final and window_end <= %s", (watermark,))
+    _finish_bars(cursor, watermark)
     return watermark
+
+
+def _finish_bars(cursor: Any, watermark: dt.datetime | None) -> None:
+    if watermark is not None:
+        cursor.execute("update stock_aggregates set is_final = true where not is_final and window_end <= %s", (watermark,))

@@ -17,12 +17,12 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import psutil
-from py4j.protocol import Py4JNetworkError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
@@ -77,12 +77,13 @@ class Sink(Protocol):
 class Plan(NamedTuple):
     """What a stream is to do. Durations are in Spark's words, as in the settings.
 
-    ``max_offsets`` bounds a micro-batch, and so the first one after a stop; the messages are never all held at once.
+    ``list_partitions`` is asked at each start of a query, since a topic can grow. ``max_offsets`` bounds a micro-batch, and
+    so the first one after a stop; the messages are never all held at once.
     """
 
     servers: str
     topic: str
-    partitions: tuple[int, ...]
+    list_partitions: Callable[[], Iterable[int]]
     window_ms: int
     watermark_delay: str
     trigger: str
@@ -170,6 +171,7 @@ class Stream:
     def start(self, *, until_caught_up: bool = False) -> Stream:
         """Start reading; with `until_caught_up` it ends when it has read what is in the topic now."""
         self._stopping.clear()
+        self._first_commit.clear()
         self.state, self.error = "running", None
         self._thread = threading.Thread(target=self._keep_running, args=(until_caught_up,), name="stream", daemon=True)
         self._thread.start()
@@ -195,8 +197,10 @@ class Stream:
         with self._in_batch:
             query = self._query
         # Not while holding the lock: Spark waits for a callback that has just begun, and that one waits for the lock.
-        if query is not None and query.isActive:
-            query.stop()
+        # Where the Java of Spark has died there is no query left to stop; the thread has said so.
+        with contextlib.suppress(Py4JError, ConnectionError):
+            if query is not None and query.isActive:
+                query.stop()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         if self.state != "failed":
@@ -220,7 +224,10 @@ class Stream:
                 break
             except PipelineError as error:
                 failure = error
-            except (Py4JNetworkError, ConnectionError) as error:
+            except Py4JJavaError as error:
+                self._fail(PipelineError(f"cannot go on with the stream: {_first_line(error)}; see the log of Spark"))
+                return
+            except (Py4JError, ConnectionError) as error:
                 self._fail(SparkLostError(f"cannot go on with the stream: the Java of Spark has ended ({_first_line(error)}); start anew"))
                 return
             except Exception as error:
@@ -269,7 +276,7 @@ class Stream:
     def _start_query(self, folder: Path, until_caught_up: bool) -> StreamingQuery:
         plan = self.plan
         # Every partition has to be named; -2 is Kafka's word for the earliest message there is.
-        starts = {plan.topic: {str(number): self._offsets.get(number, -2) for number in sorted({*plan.partitions, *self._offsets})}}
+        starts = {plan.topic: {str(number): self._offsets.get(number, -2) for number in sorted({*plan.list_partitions(), *self._offsets})}}
         messages = (
             self._session.readStream.format("kafka")
             .option("kafka.bootstrap.servers", plan.servers)

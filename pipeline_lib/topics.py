@@ -99,8 +99,11 @@ def list_topics(servers: str) -> list[str]:
         return sorted(name for name in admin.list_topics() if not name.startswith("__"))
 
 
-# A topic that was created a moment ago is not known to every answer yet.
-@retry(retry=retry_if_exception_type(UnavailableError), stop=stop_after_delay(10), wait=wait_random_exponential(0.05, 1), reraise=True)
+class _NotReadyError(UnavailableError):
+    """A topic that was created a moment ago is not known to every answer yet."""
+
+
+@retry(retry=retry_if_exception_type(_NotReadyError), stop=stop_after_delay(10), wait=wait_random_exponential(0.05, 1), reraise=True)
 def describe_topic(servers: str, topic: str) -> TopicInfo:
     """Return what the broker says of a topic. Raises TopicError if there is none."""
     with _admin(servers) as admin:
@@ -108,7 +111,7 @@ def describe_topic(servers: str, topic: str) -> TopicInfo:
         if found["error_code"] == kafka_errors.UnknownTopicOrPartitionError.errno:
             raise TopicError(f"cannot find topic {topic!r} on {servers}: it does not exist; start the producer, which creates it")
         if found["error_code"] or any(part["error_code"] for part in found["partitions"]):
-            raise UnavailableError(f"cannot describe topic {topic!r}: Kafka says error {found['error_code']}; it is not ready yet")
+            raise _NotReadyError(f"cannot describe topic {topic!r}: Kafka says error {found['error_code']}; it is not ready yet")
         config = admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)], config_filter="all")["topic"][topic]
     return TopicInfo(
         topic,

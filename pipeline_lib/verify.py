@@ -67,6 +67,7 @@ class VerifyReport(NamedTuple):
     account_faults: list[str]
     left_out: list[str]
     offsets: dict[int, int]
+    unread: int = 0  # messages after the stored offsets: neither compared nor wrong
 
     @property
     def equal(self) -> bool:
@@ -165,12 +166,13 @@ def recompute_bars(messages: Iterable[Message], window_ms: int) -> Recomputed:
     return Recomputed(rows, {number: (good.get(number, 0), dead.get(number, 0)) for number in {*good, *dead}})
 
 
-def compare_bars(recomputed: Recomputed, stored: pd.DataFrame, offsets: pd.DataFrame, earliest: dict[int, int]) -> VerifyReport:
+def compare_bars(recomputed: Recomputed, stored: pd.DataFrame, offsets: pd.DataFrame) -> VerifyReport:
     """Return the report of comparing recomputed bars with the stored ones.
 
-    `stored` has the columns of stock_aggregates, `offsets` those of stream_offsets, and `earliest` is the first offset
-    that each partition still holds.
+    `stored` has the columns of stock_aggregates; `offsets` those of stream_offsets and two more: `kept_dead_letters`, how
+    many rows there are in dead_letters, and `earliest`, the first offset that the partition still holds.
     """
+    earliest = {int(part): int(offset) for part, offset in zip(offsets["partition"], offsets["earliest"], strict=True)}
     found = {(row["symbol"], row["window_start"]): row for row in _in_ms(stored).to_dict("records")}
     left_out = _bars_cut_by_retention(found, offsets, earliest)
     differences: list[Difference] = []
@@ -249,6 +251,8 @@ def _account_faults(counts: dict[int, tuple[int, int]], offsets: pd.DataFrame, e
         stored, ours = (row["good_count"], row["dead_letter_count"]), counts.get(partition, (0, 0))
         if stored != ours:
             faults.append(f"partition {partition}: {stored[0]} good and {stored[1]} dead are stored, the topic has {ours[0]} and {ours[1]}")
+        if row["kept_dead_letters"] != ours[1]:
+            faults.append(f"partition {partition}: {row['kept_dead_letters']} dead letters are kept, the topic has {ours[1]}")
     return faults
 
 

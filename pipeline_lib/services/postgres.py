@@ -26,6 +26,7 @@ from pipeline_lib.services.process import Born, Program, State
 MAJOR = "18"
 ROLE = DATABASE = "stocks"
 NAME = "PostgreSQL"
+REAP_SECONDS = 10.0
 START_SECONDS = 60  # it needs less than one; after a crash it replays its log first
 
 # initdb's own defaults, but for these. fsync stays on: the offsets that are committed here must not be lost.
@@ -71,6 +72,9 @@ def start(home: Path, report: Callable[[str], None]) -> State:
     logged = process.log_size(log)
     options = [option for name, value in SERVER_SETTINGS.items() for option in ("-c", f"{name}={value}")]
     command = [str(place.binaries / "postgres"), "-D", str(data), "-p", str(ports["client"]), *options]
+    if former is not None and former.born is not None:
+        # PostgreSQL takes a killed server for a living one until its parent has noticed.
+        process.wait_until_reaped(former.born, REAP_SECONDS)
     born = process.spawn(Program(command, place.folder, log, place.user))
     state = State(born=born, ports=ports, version=find_binaries().version, data=str(data))
     process.write_state(folder, state)  # before it is ready: if we are killed now, the next command finds it

@@ -154,6 +154,17 @@ def find_process(born: Born | None) -> psutil.Process | None:
     return process
 
 
+def wait_until_reaped(born: Born, seconds: float) -> bool:
+    """Return whether the ended process has left the table of processes within that time; a running one is not waited for."""
+    deadline = time.monotonic() + seconds
+    while find_process(born) is None and psutil.pid_exists(born.pid) and time.monotonic() < deadline:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(born.pid).status() != psutil.STATUS_ZOMBIE:
+                return True  # its number belongs to another one now
+        time.sleep(0.05)
+    return not psutil.pid_exists(born.pid)
+
+
 def stop(born: Born, signals: Sequence[int] = (signal.SIGTERM,), seconds: float = 20) -> None:
     """End the process: each signal in turn, with so much time for each, and SIGKILL at last. None but this one is hit.
 

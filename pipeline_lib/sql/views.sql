@@ -154,15 +154,19 @@ left join lateral (
     where a.symbol = s.symbol and a.window_start < midnight.began order by a.window_start desc limit 1
 ) earlier on true
 cross join lateral (
+    select case when last.previous_close > 0 then last.previous_close end as previous_close
+) told
+cross join lateral (
     select
-        coalesce(last.previous_close, earlier.close, day.open) as price,
+        coalesce(told.previous_close, earlier.close, day.open) as price,
         case
-            when last.previous_close is not null or earlier.close is not null then 'previous close'
+            when told.previous_close is not null or earlier.close is not null then 'previous close'
             else 'first price of the day'
         end as kind
 ) base;
 
--- How much each symbol has moved in its last 5 minutes, the largest first.
+-- How much each symbol has moved in its last 5 minutes, the largest first. One that had no bar between 5 and 10 minutes
+-- before its last one has no such move: what came over night is not of the last 5 minutes.
 create view top_movers as
 select l.symbol, l.close as price, before.close as price_before, (l.close / before.close - 1) * 100 as change_pct, l.window_end
 from symbols s
@@ -171,6 +175,8 @@ cross join lateral (
 ) l
 cross join lateral (
     select a.close from stock_aggregates a
-    where a.symbol = s.symbol and a.window_end <= l.window_end - interval '5 minutes' order by a.window_start desc limit 1
+    where a.symbol = s.symbol and a.window_end <= l.window_end - interval '5 minutes'
+        and a.window_end > l.window_end - interval '10 minutes'
+    order by a.window_start desc limit 1
 ) before
 order by abs(l.close / before.close - 1) desc;

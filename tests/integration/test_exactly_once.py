@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime as dt
 import itertools
-import shutil
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from messages import BAD
+from messages import BAD, message
 from pyspark.sql import SparkSession
 from runs import SYMBOLS, assert_equal, assert_eventually, drain, open_store, publish, publish_raw, random_ticks, tick
 
@@ -23,6 +23,7 @@ from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, SchemaEr
 from pipeline_lib.pipeline import Place
 from pipeline_lib.records import Batch
 from pipeline_lib.store import Store
+from pipeline_lib.stream import remove_checkpoints
 
 
 def test_disorder_and_ties_give_the_bars_of_the_topic(place: Place, session: SparkSession) -> None:
@@ -62,7 +63,8 @@ def test_a_window_from_which_nothing_can_be_said_says_nothing(place: Place, sess
 def test_every_message_is_good_or_dead_and_the_good_are_in_the_bars(place: Place, session: SparkSession) -> None:
     settings = place.settings.replaced(max_offsets_per_trigger=4_000)
     good = random_ticks(2, 3_000)
-    small = [(value, b"AAPL" if key is ... else key) for value, key in BAD.values() if value is None or len(value) < 100_000]
+    kinds = {**BAD, "a time of next week": (message(event_time=time.time_ns() // 1_000_000 + 7 * 86_400_000), ...)}
+    small = [(value, b"AAPL" if key is ... else key) for value, key in kinds.values() if value is None or len(value) < 100_000]
     bad = list(itertools.islice(itertools.cycle(small), 10_000))
     publish(settings, good[:1_500])
     publish_raw(settings, bad)
@@ -124,7 +126,7 @@ def test_a_deleted_checkpoint_costs_nothing(place: Place, session: SparkSession)
         for start in range(0, len(ticks), 100):
             publish(settings, ticks[start : start + 100])
             assert_eventually(lambda: stream.committed_rows, lambda rows, start=start: rows >= start + 100)
-            shutil.rmtree(settings.checkpoint_folder)
+            remove_checkpoints(settings.checkpoint_folder)
     assert_equal(settings)
     assert store.query("select count(distinct run_id) as n from query_progress")["n"][0] > 1
 
