@@ -270,10 +270,38 @@ class Batch(NamedTuple):
     previous_progress: str | None = None
 
 
+FreshnessState = Literal["LIVE", "DELAYED", "STALE", "CLOSED", "NO DATA"]
+
+
+class SymbolFreshness(msgspec.Struct, frozen=True, array_like=True):
+    """How fresh what is known of one symbol is, and since when; a list in JSON. Times are epoch milliseconds.
+
+    ``opens_at`` is when the next session begins, while the market is closed.
+    """
+
+    symbol: str
+    state: FreshnessState
+    since: int
+    event_time: int | None = None
+    receipt_time: int | None = None
+    opens_at: int | None = None
+
+
+class Gap(msgspec.Struct, frozen=True, array_like=True):
+    """A time in which the feed brought nothing though it should have; a list in JSON. ``ended_at`` is None while it lasts."""
+
+    source: str
+    started_at: int
+    ended_at: int | None
+    reason: str
+
+
 class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the feed says of itself, as one message of the status topic. Times are epoch milliseconds.
 
-    ``state`` is one of running, waiting, stopped; ``detail`` is for people: which source, why, how fast.
+    ``state`` is one of running, waiting, stopped; ``detail`` is for people: which source, why, how fast. ``symbols`` is
+    None where freshness means nothing, as of a simulated market or a tape. It holds a bounded number of symbols, and the
+    next message the next ones; ``gaps`` are the latest. ``marks`` counts what was marked or left out, by its name.
     """
 
     state: Literal["running", "waiting", "stopped"]
@@ -282,6 +310,9 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     since: int
     at: int
     acknowledged: int = 0
+    symbols: tuple[SymbolFreshness, ...] | None = None
+    gaps: tuple[Gap, ...] = ()
+    marks: dict[str, int] = {}
 
 
 def status_topic(topic: str) -> str:

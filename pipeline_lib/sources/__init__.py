@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import SettingsError
 from pipeline_lib.records import Tick
+
+if TYPE_CHECKING:
+    from pipeline_lib.sources.feed_health import FeedHealth
 
 __all__ = ["Source", "open_source"]
 
@@ -20,6 +23,7 @@ class Source(Protocol):
     """A feed of ticks, to be iterated once, by one thread."""
 
     reason: str  # why this source, for people: "no FINNHUB_API_KEY"
+    health: FeedHealth | None  # freshness and gaps; None where they mean nothing, as of a simulated market or a tape
 
     @property
     def name(self) -> str:

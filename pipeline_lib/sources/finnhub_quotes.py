@@ -24,6 +24,7 @@ from pydantic import SecretStr
 from pipeline_lib.errors import FeedError, MessageError
 from pipeline_lib.records import Tick, tick_from_quote
 from pipeline_lib.sources.clock import Clock
+from pipeline_lib.sources.feed_health import FeedHealth
 from pipeline_lib.sources.rate_limit import RateLimit
 
 TIMEOUT_SECONDS = 5.0
@@ -81,10 +82,12 @@ class FinnhubQuotes:
         ticks: int | None = None,
         report: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
+        health: FeedHealth | None = None,
     ) -> None:
         if not re.fullmatch("[!-~]+", key.get_secret_value()):
             raise FeedError("cannot read quotes: the key has spaces or signs that no key has; correct FINNHUB_API_KEY")
         self._clock = clock or Clock()
+        self.health: FeedHealth | None = health or FeedHealth(symbols, clock=self._clock, report=report)
         self._limit = limit or RateLimit(clock=self._clock)
         self._pause = 60 / self._limit.per_minute
         self.name = f"Finnhub quotes, {len(symbols)} symbols, each every {self._pause * len(symbols):g} s"

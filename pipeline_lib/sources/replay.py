@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import islice
 from threading import Event
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from msgspec.structs import replace
 
 from pipeline_lib.records import MAX_TIME, MIN_TIME, Tick
 from pipeline_lib.sources.clock import BURST_SECONDS, Clock
 from pipeline_lib.sources.tape import Tape
+
+if TYPE_CHECKING:
+    from pipeline_lib.sources.feed_health import FeedHealth
 
 Speed = Literal["1", "60", "max"]
 
@@ -27,6 +30,7 @@ class Replay:
 
     finite = True
     reason = "asked for"
+    health: FeedHealth | None = None
 
     def __init__(
         self,
