@@ -187,6 +187,30 @@ def tick_from_quote(symbol: str, quote: dict[str, Any], *, id: str, receipt_time
     )
 
 
+def tick_from_trade(trade: Any, *, id: str, receipt_time: int) -> Tick:
+    """Return the tick of a trade from Finnhub's socket: s symbol, p price, t epoch milliseconds, v volume, c conditions.
+
+    Raises MessageError if it breaks the contract. Source: finnhub.io/docs/api/websocket-trades.
+    """
+    if not isinstance(trade, dict):
+        raise MessageError(f"no trade: it is of type {type(trade).__name__}")
+    conditions = trade.get("c")
+    return tick_from_fields(
+        {
+            "schema": SCHEMA_VERSION,
+            "id": id,
+            "kind": "trade",
+            "symbol": trade.get("s"),
+            "price": trade.get("p"),
+            "volume": trade.get("v"),
+            "event_time": trade.get("t"),
+            "receipt_time": receipt_time,
+            "source": "finnhub-ws",
+            "conditions": [str(condition) for condition in conditions] if isinstance(conditions, list) else None,
+        }
+    )
+
+
 class Message(NamedTuple):
     """One message of the topic as it lies there. ``timestamp`` is the broker's clock, epoch milliseconds."""
 
