@@ -271,6 +271,39 @@ def run(
         run_pipeline(settings, stopping, out)
 
 
+@app.command()
+def finnhub_stand_in(
+    port: Annotated[int, typer.Option("--port", help="Port on the loopback.")] = 8900,
+    key: Annotated[str, typer.Option("--key", help="The key that it takes; no real one.")] = "stand-in",
+    tape: Annotated[Path | None, typer.Option("--tape", help="A tape to play; without one, the simulated market.")] = None,
+    speed: SpeedOption = None,
+    rate: RateOption = None,
+    faults: Annotated[str, typer.Option("--faults", help="Faults to have, divided by commas, or: none, passing.")] = "none",
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two faults, on average.")] = 30.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the market and of the faults.")] = 7,
+) -> None:
+    """Stand in for Finnhub on this machine: REST and WebSocket, with its limits, and its faults on demand, until Ctrl-C."""
+    from pipeline_lib.finnhub_stand_in import PASSING, FaultSchedule, FinnhubStandIn
+    from pipeline_lib.sources import open_source
+
+    source: Source = "replay" if tape is not None else "simulated"
+    settings = Settings.load(
+        source=source, tape=tape, speed=speed, simulated_rate=rate, simulated_seed=seed, move_to_now=True if tape is not None else None
+    )
+    names = {"none": (), "passing": PASSING}.get(faults, tuple(name.strip() for name in faults.split(",")))
+    schedule = FaultSchedule(seed, every, names) if names else None
+    market = open_source(settings, report=lambda line: err.print(line))
+    stopping = threading.Event()
+    with _stop_on_signal(stopping.set), FinnhubStandIn(key, market=market, schedule=schedule, port=port) as stand_in:
+        out.print(f"stand-in for Finnhub, on {market.name}; faults: {', '.join(names) or 'none'}")
+        out.print(f"FINNHUB_BASE_URL={stand_in.rest_url} FINNHUB_WEBSOCKET_URL={stand_in.websocket_url} FINNHUB_API_KEY={key}")
+        out.print(f"to make a fault: curl -X POST '{stand_in.control_url}/fault?name=drop'; Ctrl-C stops it")
+        while not stopping.wait(0.5):
+            pass
+        counts = stand_in.ledger.counts
+    out.print(f"stand-in: {', '.join(f'{number:,} {name}' for name, number in counts.items())}")
+
+
 @contextlib.contextmanager
 def _stop_on_signal(stop: Callable[[], Any], until_eof: bool = False) -> Iterator[None]:
     """Call `stop` at the first Ctrl-C or SIGTERM, and at the end of standard input if asked; a second Ctrl-C interrupts."""

@@ -59,6 +59,10 @@ class Settings(BaseSettings):
 
     finnhub_api_key: SecretStr | None = None
     finnhub_base_url: str = "https://finnhub.io/api/v1"
+    finnhub_websocket_url: str = Field(default="wss://ws.finnhub.io", pattern="^wss?://[^/?#]+")
+    # Of 65 symbols that a free key asked for on one socket, 50 brought trades.
+    finnhub_socket_symbols: int = Field(default=50, ge=0)
+    drop_suspected_repeats: bool = False
     symbols: Annotated[tuple[str, ...], NoDecode] = DEFAULT_SYMBOLS
     source: Literal["auto", "simulated", "replay", "finnhub"] = "auto"
     simulated_rate: float = Field(default=50.0, gt=0, le=100_000)

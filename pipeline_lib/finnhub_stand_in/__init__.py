@@ -8,12 +8,13 @@ through FINNHUB_BASE_URL and FINNHUB_WEBSOCKET_URL; it is no source of ticks, an
 from __future__ import annotations
 
 from pipeline_lib.finnhub_stand_in.answers import UNKNOWN, Answer, quote
-from pipeline_lib.finnhub_stand_in.faults import FAULTS, REST_FAULTS, SOCKET_FAULTS, FaultSchedule
+from pipeline_lib.finnhub_stand_in.faults import FAULTS, PASSING, REST_FAULTS, SOCKET_FAULTS, FaultSchedule
 from pipeline_lib.finnhub_stand_in.ledger import Delivery, Gap, Ledger, Poll
 from pipeline_lib.finnhub_stand_in.server import FinnhubStandIn, Plan
 
 __all__ = [
     "FAULTS",
+    "PASSING",
     "REST_FAULTS",
     "SOCKET_FAULTS",
     "UNKNOWN",

@@ -19,7 +19,7 @@ import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
-from pipeline_lib.errors import ServiceError
+from pipeline_lib.errors import ServiceError, SettingsError
 from pipeline_lib.finnhub_stand_in.answers import (
     LIMIT_REACHED,
     NO_ACCESS,
@@ -104,6 +104,11 @@ class FinnhubStandIn:
     def websocket_url(self) -> str:
         """What FINNHUB_WEBSOCKET_URL is to be."""
         return f"ws://127.0.0.1:{self._port}"
+
+    @property
+    def control_url(self) -> str:
+        """Where faults are asked for by hand: `POST …/fault?name=drop`, and the account is read: `GET …/ledger`."""
+        return f"http://127.0.0.1:{self._port}/stand-in"
 
     def send(self, *trades: Tick) -> None:
         """Let these trades happen now: they go to whoever has subscribed to them, and their quotes are renewed."""
@@ -265,9 +270,14 @@ class _Control(tornado.web.RequestHandler):
 
     async def post(self, what: str) -> None:
         stand_in: FinnhubStandIn = self.settings["stand_in"]
-        name, times = check_fault(self.get_query_argument("name")), int(self.get_query_argument("times", "1"))
-        seconds = self.get_query_argument("seconds", None)
-        await stand_in.have_fault(name, times, float(seconds) if seconds else None)
+        name, seconds = self.get_query_argument("name", ""), self.get_query_argument("seconds", None)
+        try:
+            times = int(self.get_query_argument("times", "1"))
+            await stand_in.have_fault(check_fault(name), times, float(seconds) if seconds else None)
+        except (SettingsError, ValueError) as error:
+            self.set_status(400)
+            self.finish({"error": str(error)})
+            return
         self.finish({what: name})
 
     def get(self, what: str) -> None:

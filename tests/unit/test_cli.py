@@ -27,6 +27,7 @@ OPTIONS = {
     "verify": {"--json"},
     "record": {"--out"},
     "dashboard": {"--port"},
+    "finnhub-stand-in": {"--port", "--key", "--tape", "--speed", "--rate", "--faults", "--every", "--seed"},
     "run": {"--source", "--tape", "--speed", "--rate", "--move-to-now"},
 }
 
