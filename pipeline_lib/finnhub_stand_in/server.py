@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import email.utils
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -257,7 +258,9 @@ class _Rest(tornado.web.RequestHandler):
             self.detach().close()
             return
         self.set_status(answer.status)
-        for name, value in {"Content-Type": answer.content_type, **stand_in.headers_of_limit(), **answer.headers}.items():
+        date = email.utils.formatdate(stand_in.clock.now_ms() / 1_000, usegmt=True)
+        headers = {"Content-Type": answer.content_type, "Date": date, **stand_in.headers_of_limit(), **answer.headers}
+        for name, value in headers.items():
             self.set_header(name, value)
         self.finish(answer.body if isinstance(answer.body, str) else tornado.escape.json_encode(answer.body))
 
