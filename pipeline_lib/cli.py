@@ -42,6 +42,7 @@ TapeOption = Annotated[Path | None, typer.Option("--tape", help="A tape to repla
 SpeedOption = Annotated[Speed | None, typer.Option("--speed", help="How fast a tape is replayed.")]
 RateOption = Annotated[float | None, typer.Option("--rate", help="Ticks per second of the simulated market.")]
 MoveOption = Annotated[bool | None, typer.Option("--move-to-now/--keep-times", help="Whether a tape's event times are moved to now.")]
+VerbatimOption = Annotated[bool | None, typer.Option("--verbatim", help="Replay a tape as it was recorded, message for message.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 UntilEofOption = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input ends.")]
 
@@ -123,6 +124,7 @@ def produce(
     speed: SpeedOption = None,
     rate: RateOption = None,
     move_to_now: MoveOption = None,
+    verbatim: VerbatimOption = None,
     ticks: Annotated[int | None, typer.Option("--ticks", help="End after so many ticks.")] = None,
     until_eof: UntilEofOption = False,
 ) -> None:
@@ -132,7 +134,7 @@ def produce(
     from pipeline_lib.sources import open_source
 
     chosen = "replay" if tape is not None and source is None else source
-    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now)
+    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
     settings = find_services(settings)
     feed = open_source(settings, ticks=ticks, report=lambda line: err.print(line))
     out.print(f"feed: {feed.name} ({feed.reason}) -> {settings.kafka_topic}")
@@ -260,12 +262,13 @@ def run(
     speed: SpeedOption = None,
     rate: RateOption = None,
     move_to_now: MoveOption = None,
+    verbatim: VerbatimOption = None,
 ) -> None:
     """Start all that is not running: services, feed, stream, dashboard; Ctrl-C stops what this started, in order."""
     from pipeline_lib.run import run_pipeline
 
     chosen = "replay" if tape is not None and source is None else source
-    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now)
+    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
     stopping = threading.Event()
     with _stop_on_signal(stopping.set):
         run_pipeline(settings, stopping, out)

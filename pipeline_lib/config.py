@@ -70,6 +70,7 @@ class Settings(BaseSettings):
     tape: Path | None = None
     speed: Literal["1", "60", "max"] = "1"
     move_to_now: bool = False
+    verbatim: bool = False
     kafka_bootstrap_servers: str | None = None
     kafka_topic: str = Field(default="stock-market-data", pattern=r"^[A-Za-z0-9._-]{1,200}$")
     database_url: SecretStr | None = None

@@ -70,7 +70,14 @@ def _opened(settings: Settings, ticks: int | None, report: Callable[[str], None]
 
         if settings.tape is None:
             raise SettingsError("cannot replay: no tape is given; give TAPE, or --tape PATH")
-        return Replay(Tape(settings.tape), speed=settings.speed, move_to_now=settings.move_to_now, ticks=ticks, report=report)
+        return Replay(
+            Tape(settings.tape),
+            speed=settings.speed,
+            move_to_now=settings.move_to_now,
+            verbatim=settings.verbatim,
+            ticks=ticks,
+            report=report,
+        )
     from pipeline_lib.sources.simulated import SimulatedMarket
 
     return SimulatedMarket(settings.symbols, seed=settings.simulated_seed, rate=settings.simulated_rate, ticks=ticks, report=report)
