@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pipeline_lib.errors import SettingsError
@@ -11,7 +12,7 @@ from pipeline_lib.finnhub_stand_in import answers
 from pipeline_lib.finnhub_stand_in.answers import Answer
 
 REST_FAULTS: dict[str, str] = {
-    "429": "the limit of calls is said to be reached",
+    "429": "the limit of calls is said to be reached, for two seconds",
     "401": "the key is said to be wrong",
     "403": "no access",
     "500": "an error of the server",
@@ -38,7 +39,6 @@ FAULTS = {**REST_FAULTS, **SOCKET_FAULTS}
 PASSING = ("429", "500", "zeros", "stale", "hang-up", "text", "null", "drop", "silent", "duplicate", "disorder", "refused", "nonsense")
 
 _ANSWERS = {
-    "429": answers.LIMIT_REACHED,
     "401": answers.WRONG_KEY,
     "403": answers.NO_ACCESS,
     "500": answers.BROKEN,
@@ -49,6 +49,7 @@ _ANSWERS = {
     "null": answers.NULL,
 }
 _DAY_SECONDS = 86_400
+_LIMIT_SECONDS = 2
 
 
 def check_fault(name: str) -> str:
@@ -58,9 +59,14 @@ def check_fault(name: str) -> str:
     return name
 
 
-def faulty_answer(name: str, good: dict[str, Any]) -> Answer:
+def faulty_answer(name: str, good: dict[str, Any], now_ms: int) -> Answer:
     """Return what is answered instead of a good quote."""
-    return Answer(200, {**good, "t": max(0, good.get("t", 0) - _DAY_SECONDS)}) if name == "stale" else _ANSWERS[name]
+    if name == "stale":
+        return Answer(200, {**good, "t": max(0, good.get("t", 0) - _DAY_SECONDS)})
+    if name == "429":
+        until = str(now_ms // 1_000 + _LIMIT_SECONDS)
+        return replace(answers.LIMIT_REACHED, headers={"X-Ratelimit-Remaining": "0", "X-Ratelimit-Reset": until})
+    return _ANSWERS[name]
 
 
 class PlannedFault(NamedTuple):

@@ -26,6 +26,7 @@ from pipeline_lib.finnhub_stand_in.answers import (
     NO_ACCESS,
     NO_KEY,
     NOT_FOUND,
+    SLOW,
     UNKNOWN,
     WRONG_KEY,
     Answer,
@@ -84,6 +85,7 @@ class FinnhubStandIn:
         self.requests: deque[Request] = deque(maxlen=100_000)
         self.faults: deque[Answer | str | None] = deque()  # for REST, one a call; None is none
         self.let_go = threading.Event()
+        self._holds = threading.Event()
         self.ledger = Ledger()
         self.market_open: bool | None = None  # None: as the calendar has it
         self.ping_seconds = PING_SECONDS
@@ -130,6 +132,11 @@ class FinnhubStandIn:
     def confirm(self) -> bool:
         """Wait until the client has said that it has all that was sent; return whether it did, within five seconds."""
         return asyncio.run_coroutine_threadsafe(self._hall.confirm(), self._loop).result(10)
+
+    def hold(self) -> bool:
+        """Deliver and answer nothing more, so that the account stands still; return whether the client has all of it."""
+        self._holds.set()
+        return self.confirm()
 
     @property
     def subscribed(self) -> set[str]:
@@ -192,7 +199,7 @@ class FinnhubStandIn:
 
     async def _deliver(self) -> None:
         while True:
-            trades = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            trades = [] if self._holds.is_set() else [self._waiting.popleft() for _ in range(len(self._waiting))]
             for tick in trades:
                 self.quotes[tick.symbol] = traded_quote(self.quotes.get(tick.symbol), tick.price, tick.event_time // 1_000)
             self._hall.deliver([tick for tick in trades if tick.volume is not None])
@@ -212,9 +219,11 @@ class FinnhubStandIn:
         """Return what a call is answered with: the fault that is due, or else a refusal that is deserved, or what was asked for."""
         reached = not self._calls.allow()
         fault = self.faults.popleft() if self.faults else None
+        if self._holds.is_set():
+            return SLOW
         good = self.quotes.get(symbol or "", UNKNOWN)
         if fault is not None:
-            return fault if isinstance(fault, Answer) else faulty_answer(fault, good)
+            return fault if isinstance(fault, Answer) else faulty_answer(fault, good, self.clock.now_ms())
         if key != self.key:
             return WRONG_KEY if key else NO_KEY
         if reached:
