@@ -135,8 +135,12 @@ class FinnhubStandIn:
 
     def hold(self) -> bool:
         """Deliver and answer nothing more, so that the account stands still; return whether the client has all of it."""
+        return asyncio.run_coroutine_threadsafe(self.have_hold(), self._loop).result(10)
+
+    async def have_hold(self) -> bool:
+        """Hold, as `hold` does, from within the server."""
         self._holds.set()
-        return self.confirm()
+        return await self._hall.confirm()
 
     @property
     def subscribed(self) -> set[str]:
@@ -173,7 +177,7 @@ class FinnhubStandIn:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        handlers = [(r"/api/v1//?(.*)", _Rest), (r"/stand-in/(fault|ledger)", _Control), (r"/(.*)", Socket)]
+        handlers = [(r"/api/v1//?(.*)", _Rest), (r"/stand-in/(fault|hold|ledger)", _Control), (r"/(.*)", Socket)]
         application = tornado.web.Application(handlers, stand_in=self, hall=self._hall, log_function=lambda _: None)
         try:
             listening = tornado.netutil.bind_sockets(self._port, "127.0.0.1")
@@ -278,10 +282,13 @@ class _Rest(tornado.web.RequestHandler):
 
 
 class _Control(tornado.web.RequestHandler):
-    """What a person uses while the stand-in runs: `POST /stand-in/fault?name=drop`, `GET /stand-in/ledger`."""
+    """What is used while the stand-in runs: `POST /stand-in/fault?name=drop`, `POST /stand-in/hold`, `GET /stand-in/ledger`."""
 
     async def post(self, what: str) -> None:
         stand_in: FinnhubStandIn = self.settings["stand_in"]
+        if what == "hold":
+            self.finish({what: await stand_in.have_hold()})
+            return
         name, seconds = self.get_query_argument("name", ""), self.get_query_argument("seconds", None)
         try:
             times = int(self.get_query_argument("times", "1"))
