@@ -17,7 +17,6 @@ from typing import Any, NamedTuple, Self
 
 import tornado.escape
 import tornado.httpserver
-import tornado.netutil
 import tornado.web
 
 from pipeline_lib.errors import ServiceError, SettingsError
@@ -35,8 +34,8 @@ from pipeline_lib.finnhub_stand_in.answers import (
     traded_quote,
 )
 from pipeline_lib.finnhub_stand_in.faults import REST_FAULTS, FaultSchedule, check_fault, faulty_answer
+from pipeline_lib.finnhub_stand_in.hall import Calls, Hall, Socket
 from pipeline_lib.finnhub_stand_in.ledger import Ledger, Poll
-from pipeline_lib.finnhub_stand_in.socket import Calls, Hall, Socket
 from pipeline_lib.records import Tick
 from pipeline_lib.sources.clock import Clock
 from pipeline_lib.sources.market_hours import session_at
@@ -180,14 +179,15 @@ class FinnhubStandIn:
         handlers = [(r"/api/v1//?(.*)", _Rest), (r"/stand-in/(fault|hold|ledger)", _Control), (r"/(.*)", Socket)]
         application = tornado.web.Application(handlers, stand_in=self, hall=self._hall, log_function=lambda _: None)
         try:
-            listening = tornado.netutil.bind_sockets(self._port, "127.0.0.1")
+            listening = socket.create_server(("127.0.0.1", self._port))
+            listening.setblocking(False)
         except OSError as error:
             self._failure = error
             self._ready.set()
             return
-        self._port = listening[0].getsockname()[1]
+        self._port = listening.getsockname()[1]
         server = tornado.httpserver.HTTPServer(application)
-        server.add_sockets(listening)
+        server.add_socket(listening)
         self._ready.set()
         tasks = [asyncio.create_task(task) for task in (self._deliver(), self._ping(), self._fail())]
         try:
