@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterable
