@@ -59,6 +59,8 @@ class Settings(BaseSettings):
 
     finnhub_api_key: SecretStr | None = None
     finnhub_base_url: str = "https://finnhub.io/api/v1"
+    finnhub_calls_per_minute: int = Field(default=60, ge=1, le=100_000)
+    finnhub_calls_per_second: int = Field(default=30, ge=1, le=10_000)
     finnhub_websocket_url: str = Field(default="wss://ws.finnhub.io", pattern="^wss?://[^/?#]+")
     # Of 65 symbols that a free key asked for on one socket, 50 brought trades.
     finnhub_socket_symbols: int = Field(default=50, ge=0)

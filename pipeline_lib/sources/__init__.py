@@ -59,13 +59,12 @@ def open_source(settings: Settings, *, ticks: int | None = None, report: Callabl
 def _opened(settings: Settings, ticks: int | None, report: Callable[[str], None]) -> Source:
     # Imported here: each source brings libraries that the others do without.
     if settings.chosen_source == "finnhub":
-        from pipeline_lib.sources.call_ledger import FileLedger, ledger_path
         from pipeline_lib.sources.finnhub import open_finnhub
-        from pipeline_lib.sources.rate_limit import RateLimit
+        from pipeline_lib.sources.rate_limit import open_limit
 
         if settings.finnhub_api_key is None:
             raise SettingsError("cannot ask Finnhub: FINNHUB_API_KEY is not set; set it in .env, or SOURCE=simulated")
-        limit = RateLimit(ledger=FileLedger(ledger_path(settings.finnhub_api_key)))
+        limit = open_limit(settings.finnhub_api_key, settings.finnhub_calls_per_minute, settings.finnhub_calls_per_second)
         return open_finnhub(settings, limit, ticks=ticks, report=report)
     if settings.chosen_source == "replay":
         from pipeline_lib.sources.replay import Replay
