@@ -11,43 +11,20 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
-from runs import assert_eventually
+from finnhub_feeds import KEY, QUICK, FeedBeside
+from runs import SYMBOLS, assert_eventually
 
 from pipeline_lib import pipeline, topics
 from pipeline_lib.finnhub_stand_in import PASSING, FaultSchedule, FinnhubStandIn, Ledger, Plan
 from pipeline_lib.pipeline import Feed, Place
 from pipeline_lib.records import Tick, decode_tick
-from pipeline_lib.sources.feed_health import FeedHealth
-from pipeline_lib.sources.finnhub import FinnhubFeed
-from pipeline_lib.sources.finnhub_quotes import FinnhubQuotes
-from pipeline_lib.sources.finnhub_trades import PART, FinnhubTrades, Patience
-from pipeline_lib.sources.market_hours import Hours
-from pipeline_lib.sources.rate_limit import RateLimit
+from pipeline_lib.sources import finnhub_faults
+from pipeline_lib.sources.finnhub_trades import PART
 from pipeline_lib.sources.simulated import SimulatedMarket
 
-KEY = "sentinel0key0that0nobody0may0see"
-SYMBOLS = ("AAPL", "MSFT", "GOOGL", "TSLA", "AMZN", "META", "NVDA", "NFLX")
-ON_THE_SOCKET = SYMBOLS[:6]
-SILENT_SECONDS = 1.0
-QUICK = Patience(silent=SILENT_SECONDS, first_wait=0.1, longest_wait=0.5, held_wait=0.2, at_once=0.3, look=0.05)
+ON_THE_SOCKET = 6
 PLENTY = Plan(per_minute=6_000, per_second=30)
 FAULTS = 18
-
-
-def always_open(ms: int) -> Hours:
-    """Return hours in which it is always the middle of a session."""
-    day = 86_400_000
-    return Hours(True, ms - 2 * day, ms - day, ms - day // 2, ms + day // 2, ms + day)
-
-
-def open_feed(stand_in: FinnhubStandIn) -> tuple[FinnhubFeed, FeedHealth]:
-    """Return the feed, and its health."""
-    health, key = FeedHealth(SYMBOLS, hours=always_open), SecretStr(KEY)
-    limit = RateLimit(PLENTY.per_minute, PLENTY.per_second)
-    quotes = FinnhubQuotes(key, SYMBOLS, base_url=stand_in.rest_url, limit=limit, health=health)
-    trades = FinnhubTrades(key, ON_THE_SOCKET, url=stand_in.websocket_url, health=health, patience=QUICK)
-    return FinnhubFeed(quotes, trades, health=health), health
 
 
 def trades_of(ledger: Ledger) -> Counter[Any]:
@@ -94,11 +71,14 @@ def make_storm(stand_in: FinnhubStandIn, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_after_a_storm_every_tick_delivered_is_in_the_topic_once_and_the_gaps_listed_are_those_made(place: Place, seed: int) -> None:
+def test_after_a_storm_every_tick_delivered_is_in_the_topic_once_and_the_gaps_listed_are_those_made(
+    place: Place, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finnhub_faults, "backoff_seconds", lambda _: 0.2)  # a storm passes in seconds here
     market = SimulatedMarket(SYMBOLS, seed=seed, rate=200)
     with FinnhubStandIn(KEY, market=market, plan=PLENTY) as stand_in:
-        feed, health = open_feed(stand_in)
-        with Feed(place.settings, feed):
+        beside = FeedBeside(stand_in, SYMBOLS, ON_THE_SOCKET)
+        with Feed(place.settings, beside.feed):
             assert_eventually(lambda: is_calm(stand_in), bool, seconds=20)
             make_storm(stand_in, seed)
             assert stand_in.hold()
@@ -110,10 +90,10 @@ def test_after_a_storm_every_tick_delivered_is_in_the_topic_once_and_the_gaps_li
     assert Counter((t.symbol, t.event_time, t.price, t.volume, t.conditions and tuple(t.conditions)) for t in came) == trades
     assert Counter((tick.symbol, tick.event_time, tick.price) for tick in ticks if tick.kind == "quote") == quotes
     assert len({tick.id for tick in ticks}) == len(ticks)
-    listed = [gap for gap in health.status().gaps if gap.source == PART and gap.ended_at is not None]
+    listed = [gap for gap in beside.health.status().gaps if gap.source == PART and gap.ended_at is not None]
     assert len(listed) == len(made) > 0
     for there, here in zip(made, listed, strict=True):
         assert there.ended is not None and here.ended_at is not None
-        assert abs(here.started_at - there.began) < 1_000 * SILENT_SECONDS, (there, here)
+        assert abs(here.started_at - there.began) < 1_000 * QUICK.silent, (there, here)
         assert there.ended <= here.ended_at + 50 and here.ended_at - there.ended < 1_500, (there, here)
     assert KEY not in repr(ticks) + repr(listed)
