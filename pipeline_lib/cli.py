@@ -131,13 +131,15 @@ def produce(
     """Publish ticks to the topic, until the tape ends or Ctrl-C; what was accepted is acknowledged before it returns."""
     from pipeline_lib import pipeline
     from pipeline_lib.services import find_services
-    from pipeline_lib.sources import open_source
+    from pipeline_lib.sources import open_source, plan_words
 
     chosen = "replay" if tape is not None and source is None else source
     settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
     settings = find_services(settings)
     feed = open_source(settings, ticks=ticks, report=lambda line: err.print(line))
     out.print(f"feed: {feed.name} ({feed.reason}) -> {settings.kafka_topic}")
+    if settings.chosen_source == "finnhub":
+        out.print(f"plan: {plan_words(settings)}")
     with _stop_on_signal(feed.close, until_eof), _progress(feed.total if feed.finite else None) as show:
         report = pipeline.produce(settings, feed, show)
     out.print(f"feed: {report}")

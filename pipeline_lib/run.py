@@ -24,7 +24,7 @@ from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.services import service_status, start_services, stop_services
-from pipeline_lib.sources import open_source
+from pipeline_lib.sources import open_source, plan_words
 from pipeline_lib.web.serve import check_port, serve_dashboard
 
 STOP_SECONDS = 20.0
@@ -116,6 +116,8 @@ def run_pipeline(settings: Settings, stopping: threading.Event, out: Console) ->
     source = open_source(settings)
     source.close()
     out.print(f"feed       {source.name}; {source.reason}")
+    if settings.chosen_source == "finnhub":
+        out.print(f"plan       {plan_words(settings)}")
     running = start_services(settings, lambda line: out.print(f"services   {line}"))
     store = pipeline.open_store(running)
     stages: list[Stage] = []

@@ -16,7 +16,7 @@ from pipeline_lib.records import Tick
 if TYPE_CHECKING:
     from pipeline_lib.sources.feed_health import FeedHealth
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "open_source", "plan_words"]
 
 
 class Source(Protocol):
@@ -54,6 +54,15 @@ def open_source(settings: Settings, *, ticks: int | None = None, report: Callabl
     if settings.source == "auto":
         source.reason = "FINNHUB_API_KEY is set" if settings.finnhub_api_key else "no FINNHUB_API_KEY: the simulated market"
     return source
+
+
+def plan_words(settings: Settings) -> str:
+    """Return what the plan of Finnhub's key gives: calls, and how often each symbol can be asked for."""
+    from pipeline_lib.sources.rate_limit import RateLimit, refresh_words
+
+    per_minute, per_second = settings.finnhub_calls_per_minute, settings.finnhub_calls_per_second
+    refresh = refresh_words(len(settings.symbols), RateLimit(per_minute, per_second).pause_seconds)
+    return f"{per_minute} calls a minute and {per_second} a second, over all that use the key; {refresh}, and at once where trades come"
 
 
 def _opened(settings: Settings, ticks: int | None, report: Callable[[str], None]) -> Source:
