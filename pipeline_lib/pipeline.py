@@ -192,6 +192,7 @@ class Heartbeat:
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._tail: topics.Tail | None = None
         self._feed: FeedStatus | None = None
+        self._heard: list[FeedStatus] = []
         self._last_news = (0, time.monotonic())
         self._rows = (0, time.monotonic())
 
@@ -228,7 +229,7 @@ class Heartbeat:
                     self._tail = topics.Tail(servers, status_topic(topic))
             for message in self._tail.poll(100) if self._tail else []:
                 with contextlib.suppress(MessageError):  # an unreadable status leaves the last one, which grows old
-                    self._hear_feed(decode_status(message.value))
+                    self._heard.append(decode_status(message.value))
         except UnavailableError as error:
             state, detail = "down", str(error)
             if self._tail is not None:
@@ -241,7 +242,7 @@ class Heartbeat:
     def _hear_feed(self, status: FeedStatus) -> None:
         """Keep what the feed says of its symbols and gaps, and that it was away, if it was."""
         before, self._feed = self._feed, status
-        if before is not None and before.symbols is not None and status.symbols is not None:
+        if before is not None and before.symbols is not None and status.symbols is not None and status.at > before.at:
             away = status.at - before.at
             if before.state == "stopped" or away > FEED_DOWN_SECONDS * 1_000:
                 reason = "the feed was stopped" if before.state == "stopped" else "the feed gave no sign of life"
@@ -249,6 +250,9 @@ class Heartbeat:
         self._store.keep_feed_status(status)
 
     def _beat_feed(self) -> None:
+        while self._heard:
+            self._hear_feed(self._heard[0])
+            self._heard.pop(0)  # not before it is kept
         feed, now = self._feed, time.time()
         if feed is None:
             return

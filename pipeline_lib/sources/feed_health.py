@@ -76,6 +76,11 @@ class FeedHealth:
         self._marks: Counter[str] = Counter()
         self._turn = 0
 
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols that it speaks of."""
+        return self._symbols
+
     def saw_tick(self, tick: Tick) -> None:
         """Note a tick: news, or, if it is an unchanged poll, that the last price still stands."""
         with self._lock:

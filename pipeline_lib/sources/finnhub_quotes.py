@@ -118,12 +118,13 @@ class FinnhubQuotes:
             self._key, self._base_url, limit=self._limit, cancelled=self._closed, clock=self._clock, report=self._report
         ) as rest:
             for turn in count():
-                if not self._wait_for_symbols() or self._clock.wait(self._closed, next_call - self._clock.monotonic()):
+                if self._clock.wait(self._closed, next_call - self._clock.monotonic()):
                     return
                 if self._market_is_due():
                     self._ask_market(rest)
                 symbols = self._symbols
                 if not symbols:
+                    next_call = self._clock.monotonic() + NO_SYMBOLS_SECONDS
                     continue
                 symbol, asked_at, pause = symbols[turn % len(symbols)], self._clock.now_ms(), self._limit.pause_seconds
                 answer = rest.quote(symbol)
@@ -192,15 +193,8 @@ class FinnhubQuotes:
         if not self._symbols:
             raise FeedError(f"cannot read quotes: Finnhub knows none of {', '.join(sorted(self._unknown))}; correct SYMBOLS")
 
-    def _wait_for_symbols(self) -> bool:
-        """Wait until there are symbols to ask for; return False if closed before."""
-        while not self._symbols:
-            if self._clock.wait(self._closed, NO_SYMBOLS_SECONDS):
-                return False
-        return True
-
     def _market_is_due(self) -> bool:
-        if not self._market_is_asked or not any(map(has_session, self._symbols)):
+        if self.health is None or not self._market_is_asked or not any(map(has_session, self.health.symbols)):
             return False
         now, asked = self._clock.now_ms(), self._market_asked_at
         hours = hours_at(now)

@@ -326,3 +326,19 @@ def test_close_ends_the_iteration(server: FinnhubStandIn) -> None:
         if received == 3:
             feed.source.close()
     assert received == 3
+
+
+def test_the_exchange_is_asked_where_all_symbols_come_by_trades(server: FinnhubStandIn) -> None:
+    server.market_open = True
+    health = FeedHealth(("AAPL",), clock=server.clock)
+    source = Feed(server, (), ticks=1, health=health).source
+
+    class ClosingClock(FakeClock):
+        def wait(self, closed: Event, seconds: float) -> bool:
+            if self.passed > 1_000:
+                source.close()
+            return super().wait(closed, seconds)
+
+    source._clock = ClosingClock()
+    assert list(source) == [] and health.market_is_open()
+    assert paths_asked(server) == ["stock/market-status"] * 2
