@@ -1,6 +1,7 @@
 """Trades that look like one delivered before. Finnhub gives trades no id, and was seen to send some of them again.
 
-Two equal trades can both be real, so this only suspects: it never decides that a trade is none. Called by `finnhub_trades`.
+Two equal trades can both be real, so this only suspects: it never decides that a trade is none. It remembers nothing of
+before its own start. Called by `finnhub_trades`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import requests
@@ -187,3 +191,21 @@ def test_a_port_that_is_taken_is_an_error_with_the_way_out(server: FinnhubStandI
     port = int(server.rest_url.split(":")[2].split("/")[0])
     with pytest.raises(ServiceError, match="another port"), FinnhubStandIn(KEY, port=port):
         pass
+
+
+def test_the_command_serves_what_it_says_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "stocks"), "finnhub-stand-in", "--port", "0", "--rate", "100", "--key", KEY]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            lines = [process.stdout.readline() for _ in range(3)]
+            found = dict(re.findall(r"(FINNHUB_[A-Z_]+)=(\S+)", lines[1]))
+            with connect(f"{found['FINNHUB_WEBSOCKET_URL']}/?token={found['FINNHUB_API_KEY']}") as socket:
+                socket.send(json.dumps({"type": "subscribe", "symbol": "AAPL"}))
+                assert received(socket, 1)[0]["s"] == "AAPL"
+            quote_url, key = f"{found['FINNHUB_BASE_URL']}/quote?symbol=AAPL", {"X-Finnhub-Token": KEY}
+            assert requests.get(quote_url, headers=key, timeout=5).json()["c"] > 0
+        finally:
+            process.terminate()
+        said = process.stdout.read()
+    assert process.returncode == 0 and "1 polls" in said and "1 connections" in said
