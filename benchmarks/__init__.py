@@ -1,1 +1,1 @@
-"""What `make bench` runs: figures by the real program, each with its machine and spread."""
+"""What `make bench` measures, each on real components, with a topic and a database of its own."""

@@ -42,6 +42,7 @@ TapeOption = Annotated[Path | None, typer.Option("--tape", help="A tape to repla
 SpeedOption = Annotated[Speed | None, typer.Option("--speed", help="How fast a tape is replayed.")]
 RateOption = Annotated[float | None, typer.Option("--rate", help="Ticks per second of the simulated market.")]
 MoveOption = Annotated[bool | None, typer.Option("--move-to-now/--keep-times", help="Whether a tape's event times are moved to now.")]
+VerbatimOption = Annotated[bool | None, typer.Option("--verbatim", help="Replay a tape as it was recorded, message for message.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 UntilEofOption = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input ends.")]
 
@@ -123,19 +124,22 @@ def produce(
     speed: SpeedOption = None,
     rate: RateOption = None,
     move_to_now: MoveOption = None,
+    verbatim: VerbatimOption = None,
     ticks: Annotated[int | None, typer.Option("--ticks", help="End after so many ticks.")] = None,
     until_eof: UntilEofOption = False,
 ) -> None:
     """Publish ticks to the topic, until the tape ends or Ctrl-C; what was accepted is acknowledged before it returns."""
     from pipeline_lib import pipeline
     from pipeline_lib.services import find_services
-    from pipeline_lib.sources import open_source
+    from pipeline_lib.sources import open_source, plan_words
 
     chosen = "replay" if tape is not None and source is None else source
-    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now)
+    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
     settings = find_services(settings)
     feed = open_source(settings, ticks=ticks, report=lambda line: err.print(line))
     out.print(f"feed: {feed.name} ({feed.reason}) -> {settings.kafka_topic}")
+    if settings.chosen_source == "finnhub":
+        out.print(f"plan: {plan_words(settings)}")
     with _stop_on_signal(feed.close, until_eof), _progress(feed.total if feed.finite else None) as show:
         report = pipeline.produce(settings, feed, show)
     out.print(f"feed: {report}")
@@ -262,15 +266,49 @@ def run(
     speed: SpeedOption = None,
     rate: RateOption = None,
     move_to_now: MoveOption = None,
+    verbatim: VerbatimOption = None,
 ) -> None:
     """Start all that is not running: services, feed, stream, dashboard; Ctrl-C stops what this started, in order."""
     from pipeline_lib.run import run_pipeline
 
     chosen = "replay" if tape is not None and source is None else source
-    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now)
+    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
     stopping = threading.Event()
     with _stop_on_signal(stopping.set):
         run_pipeline(settings, stopping, out)
+
+
+@app.command()
+def finnhub_stand_in(
+    port: Annotated[int, typer.Option("--port", help="Port on the loopback.")] = 8900,
+    key: Annotated[str, typer.Option("--key", help="The key that it takes; no real one.")] = "stand-in",
+    tape: Annotated[Path | None, typer.Option("--tape", help="A tape to play; without one, the simulated market.")] = None,
+    speed: SpeedOption = None,
+    rate: RateOption = None,
+    faults: Annotated[str, typer.Option("--faults", help="Faults to have, divided by commas, or: none, passing.")] = "none",
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two faults, on average.")] = 30.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the market and of the faults.")] = 7,
+) -> None:
+    """Stand in for Finnhub on this machine: REST and WebSocket, with its limits, and its faults on demand, until Ctrl-C."""
+    from pipeline_lib.finnhub_stand_in import PASSING, FaultSchedule, FinnhubStandIn
+    from pipeline_lib.sources import open_source
+
+    source: Source = "replay" if tape is not None else "simulated"
+    settings = Settings.load(
+        source=source, tape=tape, speed=speed, simulated_rate=rate, simulated_seed=seed, move_to_now=True if tape is not None else None
+    )
+    names = {"none": (), "passing": PASSING}.get(faults, tuple(name.strip() for name in faults.split(",")))
+    schedule = FaultSchedule(seed, every, names) if names else None
+    market = open_source(settings, report=lambda line: err.print(line))
+    stopping = threading.Event()
+    with _stop_on_signal(stopping.set), FinnhubStandIn(key, market=market, schedule=schedule, port=port) as stand_in:
+        out.print(f"stand-in for Finnhub, on {market.name}; faults: {', '.join(names) or 'none'}")
+        out.print(f"FINNHUB_BASE_URL={stand_in.rest_url} FINNHUB_WEBSOCKET_URL={stand_in.websocket_url} FINNHUB_API_KEY={key}")
+        out.print(f"to make a fault: curl -X POST '{stand_in.control_url}/fault?name=drop'; Ctrl-C stops it")
+        while not stopping.wait(0.5):
+            pass
+        counts = stand_in.ledger.counts
+    out.print(f"stand-in: {', '.join(f'{number:,} {name}' for name, number in counts.items())}")
 
 
 @contextlib.contextmanager

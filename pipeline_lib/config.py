@@ -59,6 +59,12 @@ class Settings(BaseSettings):
 
     finnhub_api_key: SecretStr | None = None
     finnhub_base_url: str = "https://finnhub.io/api/v1"
+    finnhub_calls_per_minute: int = Field(default=60, ge=1, le=100_000)
+    finnhub_calls_per_second: int = Field(default=30, ge=1, le=10_000)
+    finnhub_websocket_url: str = Field(default="wss://ws.finnhub.io", pattern="^wss?://[^/?#]+")
+    # Of 65 symbols that a free key asked for on one socket, 50 brought trades.
+    finnhub_socket_symbols: int = Field(default=50, ge=0)
+    drop_suspected_repeats: bool = False
     symbols: Annotated[tuple[str, ...], NoDecode] = DEFAULT_SYMBOLS
     source: Literal["auto", "simulated", "replay", "finnhub"] = "auto"
     simulated_rate: float = Field(default=50.0, gt=0, le=100_000)
@@ -66,6 +72,7 @@ class Settings(BaseSettings):
     tape: Path | None = None
     speed: Literal["1", "60", "max"] = "1"
     move_to_now: bool = False
+    verbatim: bool = False
     kafka_bootstrap_servers: str | None = None
     kafka_topic: str = Field(default="stock-market-data", pattern=r"^[A-Za-z0-9._-]{1,200}$")
     database_url: SecretStr | None = None

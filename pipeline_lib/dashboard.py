@@ -21,7 +21,7 @@ import pandas as pd
 
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import PipelineError, UnavailableError
-from pipeline_lib.widgets import MOST_BARS, Bar, Board, Chart, Strip, banner_of, bar_rows, clock_words, price_rows, stage_rows
+from pipeline_lib.widgets import MOST_BARS, Bar, Board, Chart, Strip, banner_of, bar_rows, clock_words, gap_rows, price_rows, stage_rows
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,7 @@ class _Picture(NamedTuple):
     whole: bool
     bars: list[Bar] | None = None
     prices: list[dict[str, Any]] | None = None
+    gaps: list[dict[str, Any]] | None = None
     stages: pd.DataFrame | None = None
     fault: Exception | None = None
 
@@ -79,12 +80,13 @@ class Dashboard(ipywidgets.VBox):
         load_bars: LoadBars,
         load_prices: Callable[[], pd.DataFrame],
         load_stages: Callable[[], pd.DataFrame],
+        load_gaps: Callable[[], pd.DataFrame] | None = None,
         symbols: Sequence[str] | None = None,
         window: str = "10 seconds",
         refresh_seconds: float = 1.0,
         idle_seconds: float | None = None,
     ) -> None:
-        self._load_bars, self._load_prices, self._load_stages = load_bars, load_prices, load_stages
+        self._load_bars, self._load_prices, self._load_stages, self._load_gaps = load_bars, load_prices, load_stages, load_gaps
         self._fixed_symbols = symbols is not None
         self.refresh_seconds, self.idle_seconds = refresh_seconds, idle_seconds
         self._wake = asyncio.Event()
@@ -179,7 +181,7 @@ class Dashboard(ipywidgets.VBox):
         """Return what is to be shown; runs in a thread and touches no widget."""
         picture = _Picture(symbol, width, whole)
         try:
-            picture = picture._replace(stages=self._load_stages())
+            picture = picture._replace(stages=self._load_stages(), gaps=gap_rows(self._load_gaps()) if self._load_gaps else None)
             if paused and not (whole and symbol and self.chart.shown != (symbol, width)):
                 return picture
             if not paused:
@@ -198,6 +200,8 @@ class Dashboard(ipywidgets.VBox):
         if picture.stages is not None:
             self.strip.stages = stage_rows(picture.stages, now)
             self.strip.banner = banner_of(self.strip.stages)
+        if picture.gaps is not None:
+            self.board.gaps = picture.gaps
         # What was asked for before the pause and comes after it is left out, too.
         held = self.pause.value
         if picture.prices is not None and not held:

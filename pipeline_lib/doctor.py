@@ -20,6 +20,7 @@ from pipeline_lib.services import find_services, process, service_status
 from pipeline_lib.services.jars import JARS, check_jars, recorded_sums
 from pipeline_lib.services.java import find_java
 from pipeline_lib.services.postgres import find_binaries
+from pipeline_lib.sources import plan_words
 from pipeline_lib.store import Store
 
 OLDEST_PYTHON = (3, 11)
@@ -118,7 +119,7 @@ def _check_ports(settings: Settings) -> Iterator[Check]:
 
 def _check_key(settings: Settings) -> Check:
     if settings.finnhub_api_key is not None:
-        return Check("key", "ok", "FINNHUB_API_KEY is set")
+        return Check("key", "ok", f"FINNHUB_API_KEY is set; {plan_words(settings)}")
     if settings.source == "finnhub":
         return Check("key", "fail", "SOURCE is finnhub, and there is no FINNHUB_API_KEY", "put the key into .env, or set SOURCE=simulated")
     return Check("key", "ok", f"there is none: the source is {settings.chosen_source}; for live data put FINNHUB_API_KEY into .env")

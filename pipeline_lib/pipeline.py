@@ -14,15 +14,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+from zoneinfo import ZoneInfo
 
 from pipeline_lib import topics
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import MessageError, PipelineError, SchemaError, TopicError, UnavailableError
 from pipeline_lib.producer import Producer, PublishReport, StatusBeat, publish_ticks
-from pipeline_lib.records import Tick, decode_status, decode_tick, status_topic
+from pipeline_lib.records import FeedStatus, Gap, Tick, decode_status, decode_tick, status_topic
 from pipeline_lib.services import start_services
 from pipeline_lib.sources import Source
+from pipeline_lib.sources.market_hours import NEW_YORK
 from pipeline_lib.store import Store, create_database, drop_database, from_ms
 from pipeline_lib.verify import VerifyReport, compare_bars, recompute_bars
 
@@ -68,7 +70,7 @@ def produce(settings: Settings, source: Source, progress: Callable[[PublishRepor
     beside = status_topic(settings.kafka_topic)
     topics.create_topic(servers, beside, partitions=1)
     detail = source.name if source.reason in source.name else f"{source.name}; {source.reason}"
-    with Producer(servers, settings.kafka_topic) as producer, StatusBeat(producer, beside, settings.chosen_source, detail):
+    with Producer(servers, settings.kafka_topic) as producer, StatusBeat(producer, beside, settings.chosen_source, detail, source.health):
         return publish_ticks(producer, source, progress)
 
 
@@ -193,7 +195,8 @@ class Heartbeat:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._tail: topics.Tail | None = None
-        self._feed: Any = None
+        self._feed: FeedStatus | None = None
+        self._heard: list[FeedStatus] = []
         self._last_news = (0, time.monotonic())
         self._rows = (0, time.monotonic())
 
@@ -232,7 +235,7 @@ class Heartbeat:
                     self._tail = topics.Tail(servers, status_topic(topic))
             for message in self._tail.poll(100) if self._tail else []:
                 with contextlib.suppress(MessageError):  # an unreadable status leaves the last one, which grows old
-                    self._feed = decode_status(message.value)
+                    self._heard.append(decode_status(message.value))
         except UnavailableError as error:
             state, detail = "down", str(error)
             if self._tail is not None:
@@ -242,13 +245,27 @@ class Heartbeat:
             state, detail = "down", str(error)
         self._store.beat("kafka", state, detail)
 
+    def _hear_feed(self, status: FeedStatus) -> None:
+        """Keep what the feed says of its symbols and gaps, and that it was away, if it was."""
+        before, self._feed = self._feed, status
+        if before is not None and before.symbols is not None and status.symbols is not None and status.at > before.at:
+            away = status.at - before.at
+            if before.state == "stopped" or away > FEED_DOWN_SECONDS * 1_000:
+                reason = "the feed was stopped" if before.state == "stopped" else "the feed gave no sign of life"
+                self._store.keep_gap(Gap("feed", before.at, status.at, reason))
+        self._store.keep_feed_status(status)
+
     def _beat_feed(self) -> None:
+        while self._heard:
+            self._hear_feed(self._heard[0])
+            self._heard.pop(0)  # not before it is kept
         feed, now = self._feed, time.time()
         if feed is None:
             return
         if feed.acknowledged != self._last_news[0]:
             self._last_news = (feed.acknowledged, time.monotonic())
         age = now - feed.at / 1000
+        detail = feed_words(feed)
         if feed.state == "stopped":
             self._store.beat("feed", "stopped", feed.detail, from_ms(feed.at))
         elif age > FEED_DOWN_SECONDS:
@@ -256,9 +273,9 @@ class Heartbeat:
                 "feed", "down", f"{feed.detail}; no sign of life for {age:.0f} s: start it with `stocks produce`", from_ms(feed.at)
             )
         elif time.monotonic() - self._last_news[1] > FEED_SILENT_SECONDS:
-            self._store.beat("feed", "silent", f"{feed.detail}; nothing new for {time.monotonic() - self._last_news[1]:.0f} s")
+            self._store.beat("feed", "silent", f"{detail}; nothing new for {time.monotonic() - self._last_news[1]:.0f} s")
         else:
-            self._store.beat("feed", feed.state, feed.detail, from_ms(feed.since))
+            self._store.beat("feed", feed.state, detail, from_ms(feed.since))
 
     def _beat_spark(self) -> None:
         stream = self._stream
@@ -268,6 +285,16 @@ class Heartbeat:
         detail = f"{self._settings.spark_master}, {rate:,.0f} messages/s, {stream.committed_batches:,} micro-batches"
         state = {"failed": "down"}.get(stream.state, stream.state)
         self._store.beat("spark", state, f"{detail}; {stream.error}" if stream.error else detail)
+
+
+def feed_words(status: FeedStatus) -> str:
+    """Return what the feed is, whether its market is closed, and what was marked or left out."""
+    words = [status.detail]
+    symbols = status.symbols or ()
+    if symbols and all(each.state in ("CLOSED", "NO DATA") for each in symbols) and (opens := symbols[0].opens_at):
+        words.append(f"market closed, opens {from_ms(opens).astimezone(ZoneInfo(NEW_YORK)):%a %H:%M} New York")
+    words += [f"{number:,} {name}" for name, number in sorted(status.marks.items()) if name != "unchanged" and number]
+    return "; ".join(words)
 
 
 class Live:

@@ -12,13 +12,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 from kafka import KafkaProducer
 from kafka import errors as kafka_errors
 
 from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.records import FeedStatus, Message, Tick, encode_key, encode_status, encode_tick
+
+if TYPE_CHECKING:
+    from pipeline_lib.sources.feed_health import FeedHealth, Health
 
 log = logging.getLogger(__name__)
 
@@ -191,12 +195,14 @@ def publish_bytes(servers: str, topic: str, key: bytes | None, value: bytes | No
 class StatusBeat:
     """Tells the status topic, every two seconds and from a thread of its own, how the feed is.
 
-    `say` changes what is told; leaving the context tells that the feed has stopped.
+    `say` changes what is told, and `health`, if the source has one, is asked each time; leaving the context tells that
+    the feed has stopped.
     """
 
-    def __init__(self, producer: Producer, topic: str, source: str, detail: str) -> None:
+    def __init__(self, producer: Producer, topic: str, source: str, detail: str, health: FeedHealth | None = None) -> None:
         now = _now_ms()
-        self._producer, self._topic = producer, topic
+        self._producer, self._topic, self._health = producer, topic, health
+        self._detail = detail
         self._status = FeedStatus(state="running", source=source, detail=detail, since=now, at=now)
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="feed-status", daemon=True)
@@ -204,21 +210,24 @@ class StatusBeat:
     def say(self, state: str, detail: str) -> None:
         """Change what is told of the feed."""
         since = self._status.since if state == self._status.state else _now_ms()
-        self._status = FeedStatus(state=state, source=self._status.source, detail=detail, since=since, at=_now_ms())  # type: ignore[arg-type]
+        self._status = msgspec.structs.replace(self._status, state=state, detail=detail, since=since)
 
     def _tell(self) -> None:
-        status = self._status
-        self._producer.send_status(
-            self._topic,
-            FeedStatus(
-                state=status.state,
-                source=status.source,
-                detail=status.detail,
-                since=status.since,
-                at=_now_ms(),
-                acknowledged=self._producer.report.acknowledged,
-            ),
-        )
+        if self._health is not None:
+            self._take_in(self._health.status())
+        told = msgspec.structs.replace(self._status, at=_now_ms(), acknowledged=self._producer.report.acknowledged)
+        self._producer.send_status(self._topic, told)
+
+    def _take_in(self, health: Health) -> None:
+        """Let the next status tell what the feed's health is."""
+        if self._status.state != "stopped":
+            detail = health.detail or self._detail
+            self.say("waiting", f"{detail}; {health.waiting_for}") if health.waiting_for else self.say("running", detail)
+        gaps = health.gaps
+        if self._status.state == "stopped":
+            # Nothing is missed by a feed that does not run any more: what lasted has ended with it.
+            gaps = tuple(msgspec.structs.replace(gap, ended_at=gap.ended_at or max(gap.started_at, _now_ms())) for gap in gaps)
+        self._status = msgspec.structs.replace(self._status, symbols=health.symbols, gaps=gaps, marks=health.marks)
 
     def _beat(self) -> None:
         self._tell()

@@ -210,6 +210,30 @@ def tick_from_quote(symbol: str, quote: dict[str, Any], *, id: str, receipt_time
     )
 
 
+def tick_from_trade(trade: Any, *, id: str, receipt_time: int) -> Tick:
+    """Return the tick of a trade from Finnhub's socket: s symbol, p price, t epoch milliseconds, v volume, c conditions.
+
+    Raises MessageError if it breaks the contract. Source: finnhub.io/docs/api/websocket-trades.
+    """
+    if not isinstance(trade, dict):
+        raise MessageError(f"no trade: it is of type {type(trade).__name__}")
+    conditions = trade.get("c")
+    return tick_from_fields(
+        {
+            "schema": SCHEMA_VERSION,
+            "id": id,
+            "kind": "trade",
+            "symbol": trade.get("s"),
+            "price": trade.get("p"),
+            "volume": trade.get("v"),
+            "event_time": trade.get("t"),
+            "receipt_time": receipt_time,
+            "source": "finnhub-ws",
+            "conditions": [str(condition) for condition in conditions] if isinstance(conditions, list) else None,
+        }
+    )
+
+
 class Message(NamedTuple):
     """One message of the topic as it lies there. ``timestamp`` is the broker's clock, epoch milliseconds."""
 
@@ -294,10 +318,38 @@ class Batch(NamedTuple):
     previous_progress: str | None = None
 
 
+FreshnessState = Literal["LIVE", "DELAYED", "STALE", "CLOSED", "NO DATA"]
+
+
+class SymbolFreshness(msgspec.Struct, frozen=True, array_like=True):
+    """How fresh what is known of one symbol is, and since when; a list in JSON. Times are epoch milliseconds.
+
+    ``opens_at`` is when the next session begins, while the market is closed.
+    """
+
+    symbol: str
+    state: FreshnessState
+    since: int
+    event_time: int | None = None
+    receipt_time: int | None = None
+    opens_at: int | None = None
+
+
+class Gap(msgspec.Struct, frozen=True, array_like=True):
+    """A time in which the feed brought nothing though it should have; a list in JSON. ``ended_at`` is None while it lasts."""
+
+    source: str
+    started_at: int
+    ended_at: int | None
+    reason: str
+
+
 class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     """What the feed says of itself, as one message of the status topic. Times are epoch milliseconds.
 
-    ``state`` is one of running, waiting, stopped; ``detail`` is for people: which source, why, how fast.
+    ``state`` is one of running, waiting, stopped; ``detail`` is for people: which source, why, how fast. ``symbols`` is
+    None where freshness means nothing, as of a simulated market or a tape. It holds a bounded number of symbols, and the
+    next message the next ones; ``gaps`` are the latest. ``marks`` counts what was marked or left out, by its name.
     """
 
     state: Literal["running", "waiting", "stopped"]
@@ -306,6 +358,9 @@ class FeedStatus(msgspec.Struct, frozen=True, kw_only=True):
     since: int
     at: int
     acknowledged: int = 0
+    symbols: tuple[SymbolFreshness, ...] | None = None
+    gaps: tuple[Gap, ...] = ()
+    marks: dict[str, int] = {}
 
 
 def status_topic(topic: str) -> str:

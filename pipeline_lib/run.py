@@ -27,7 +27,7 @@ from pipeline_lib.config import Settings
 from pipeline_lib.errors import EXIT_TRY_AGAIN, AlreadyRunningError, PipelineError, ServiceError, UnavailableError
 from pipeline_lib.services import service_status, start_services, stop_services
 from pipeline_lib.services.locks import hold_lock
-from pipeline_lib.sources import open_source
+from pipeline_lib.sources import open_source, plan_words
 from pipeline_lib.web.serve import check_port, serve_dashboard
 
 STOP_SECONDS = 20.0
@@ -158,6 +158,8 @@ def _run(settings: Settings, stopping: threading.Event, out: Console) -> None:
     source = open_source(settings)
     source.close()
     out.print(f"feed       {source.name}; {source.reason}")
+    if settings.chosen_source == "finnhub":
+        out.print(f"plan       {plan_words(settings)}")
     stages: list[Stage] = []
     page: Page | None = None
     try:

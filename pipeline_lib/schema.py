@@ -19,6 +19,8 @@ TABLES = (
     "dead_letters",
     "query_progress",
     "stock_alerts",
+    "feed_gaps",
+    "symbol_freshness",
     "stage_state",
 )
 VIEWS = (

@@ -32,7 +32,7 @@ from pipeline_lib.errors import (
     SettingsError,
     UnavailableError,
 )
-from pipeline_lib.records import Batch, DeadLetter, PartialBar
+from pipeline_lib.records import Batch, DeadLetter, FeedStatus, Gap, PartialBar, SymbolFreshness
 
 NOTIFY_CHANNEL = "stock_pipeline"
 
@@ -44,6 +44,17 @@ ROWS_A_STATEMENT = 10_000
 LETTERS_A_STATEMENT = 1_000
 
 CONNECT_TIMEOUT_SECONDS = 5
+
+# The feed speaks of every symbol within a few seconds. After this silence its word is no longer taken, and a symbol that
+# it has not named for so much longer is none of its own any more.
+FRESHNESS_HOLDS_SECONDS = 15
+FRESHNESS_FORGOTTEN = dt.timedelta(minutes=10)
+
+_FRESHNESS_NOW = (
+    "select symbol, case when is_old then 'NO DATA' else state end as state, case when is_old then updated_at else since end as since,"
+    " event_time, receipt_time, case when not is_old then opens_at end as opens_at, updated_at"
+    " from (select *, updated_at < now() - %(seconds)s * interval '1 second' as is_old from symbol_freshness) each"
+)
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
@@ -403,6 +414,30 @@ class Store:
                 {"stage": stage, "state": state, "detail": detail, "since": since},
             )
 
+    def keep_feed_status(self, status: FeedStatus) -> None:
+        """Record the freshness of the symbols and the gaps that a status tells of.
+
+        A status tells of every gap that lasts: one that it does not name has ended. Freshness is forgotten where the source
+        has none, and of symbols that the feed does not speak of any more.
+        """
+        at = from_ms(status.at)
+        with self._transaction() as cursor:
+            if status.symbols is None:
+                cursor.execute("delete from symbol_freshness")
+            else:
+                _keep_freshness(cursor, status.symbols, at)
+            _keep_gaps(cursor, status.gaps)
+            lasting = [(gap.source, from_ms(gap.started_at)) for gap in status.gaps if gap.ended_at is None]
+            cursor.execute(
+                "update feed_gaps set ended_at = %s where ended_at is null and started_at <= %s and not (source, started_at) in %s",
+                (at, at, (*lasting, ("", EPOCH))),
+            )
+
+    def keep_gap(self, gap: Gap) -> None:
+        """Record a gap that the feed cannot tell of itself."""
+        with self._transaction() as cursor:
+            _keep_gaps(cursor, [gap])
+
     def finish_progress(self, run_id: str, batch_id: int, spark_progress: str) -> None:
         """Add Spark's own account of a batch that no later batch follows."""
         with self._transaction() as cursor:
@@ -459,8 +494,30 @@ class Store:
         return frame.iloc[::-1].reset_index(drop=True)
 
     def load_prices(self) -> pd.DataFrame:
-        """Return one row a symbol: symbol, price, change, change_pct, change_since, volume, event_time, receipt_time, updated_at …"""
-        return self._frame("select * from latest_prices order by symbol")
+        """Return one row a symbol: symbol, price, change, change_pct, change_since, volume, event_time, receipt_time, updated_at …
+
+        Of a live feed also freshness, fresh_since and opens_at; a symbol that it has no price of yet is a row, too. Where the
+        feed has not spoken for a while, freshness is NO DATA since its last word.
+        """
+        return self._frame(
+            "select coalesce(p.symbol, f.symbol) as symbol, p.price, p.change, p.change_pct, p.change_since, p.volume, p.day_open,"
+            " p.day_high, p.day_low, p.vwap, p.event_time, p.receipt_time, p.updated_at, p.age,"
+            " f.state as freshness, f.since as fresh_since, f.opens_at"
+            f" from latest_prices p full join ({_FRESHNESS_NOW}) f using (symbol) order by 1",
+            {"seconds": FRESHNESS_HOLDS_SECONDS},
+        )
+
+    def load_freshness(self) -> pd.DataFrame:
+        """Return how fresh each symbol of a live feed is: symbol, state, since, event_time, receipt_time, opens_at, updated_at."""
+        return self._frame(f"{_FRESHNESS_NOW} order by symbol", {"seconds": FRESHNESS_HOLDS_SECONDS})
+
+    def load_gaps(self, limit: int = 100) -> pd.DataFrame:
+        """Return the last `limit` gaps of the feed, oldest first: source, started_at, ended_at, reason; ended_at is NaT while one lasts."""
+        return self._frame(
+            "select * from (select source, started_at, ended_at, reason from feed_gaps order by started_at desc, source limit %s) g"
+            " order by started_at, source",
+            (limit,),
+        )
 
     def load_stages(self) -> pd.DataFrame:
         """Return the last word of each stage: stage, state, detail, since, beat_at; feed, kafka, spark, postgres in this order."""
@@ -598,6 +655,32 @@ def _keep_letters(cursor: Any, topic: str, letters: Iterable[DeadLetter]) -> int
         )
         kept += len(piece)
     return kept
+
+
+def _keep_freshness(cursor: Any, symbols: Iterable[SymbolFreshness], at: dt.datetime) -> None:
+    def moment(milliseconds: int | None) -> dt.datetime | None:
+        return None if milliseconds is None else from_ms(milliseconds)
+
+    execute_values(
+        cursor,
+        "insert into symbol_freshness as f (symbol, state, since, event_time, receipt_time, opens_at, updated_at) values %s"
+        " on conflict (symbol) do update set state = excluded.state, since = excluded.since, event_time = excluded.event_time,"
+        " receipt_time = excluded.receipt_time, opens_at = excluded.opens_at, updated_at = excluded.updated_at"
+        " where f.updated_at <= excluded.updated_at",
+        [(x.symbol, x.state, from_ms(x.since), *map(moment, (x.event_time, x.receipt_time, x.opens_at)), at) for x in symbols],
+        page_size=ROWS_A_STATEMENT,
+    )
+    cursor.execute("delete from symbol_freshness where updated_at < %s", (at - FRESHNESS_FORGOTTEN,))
+
+
+def _keep_gaps(cursor: Any, gaps: Iterable[Gap]) -> None:
+    execute_values(
+        cursor,
+        "insert into feed_gaps (source, started_at, ended_at, reason) values %s"
+        " on conflict (source, started_at) do update set ended_at = excluded.ended_at, reason = excluded.reason",
+        [(gap.source, from_ms(gap.started_at), None if gap.ended_at is None else from_ms(gap.ended_at), gap.reason) for gap in gaps],
+        page_size=ROWS_A_STATEMENT,
+    )
 
 
 def _advance_watermark(cursor: Any, bars: list[PartialBar], delay_ms: int) -> dt.datetime | None:

@@ -67,15 +67,30 @@ def bar_rows(bars: pd.DataFrame) -> list[Bar]:
 
 
 def price_rows(prices: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a dict a symbol: price, change, since what, volume, and times in epoch milliseconds; what is unknown is None."""
+    """Return a dict a symbol: price, change, since what, volume, times in epoch milliseconds, and its freshness if it has one.
+
+    What is unknown is None.
+    """
     return [
         {
             "symbol": str(row["symbol"]),
             "change_since": str(row.get("change_since") or ""),
             **{name: _number(row.get(name)) for name in ("price", "change", "change_pct", "volume")},
-            **{name: epoch_ms(row.get(name)) for name in ("event_time", "receipt_time", "updated_at")},
+            "freshness": row.get("freshness") if isinstance(row.get("freshness"), str) else None,
+            **{name: epoch_ms(row.get(name)) for name in ("event_time", "receipt_time", "updated_at", "fresh_since", "opens_at")},
         }
         for row in prices.to_dict("records")
+    ]
+
+
+def gap_rows(gaps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a dict a gap of the feed, in order of time: source, reason, started_at and ended_at in epoch milliseconds."""
+    return [
+        {
+            **{name: str(row[name]) for name in ("source", "reason")},
+            **{name: epoch_ms(row[name]) for name in ("started_at", "ended_at")},
+        }
+        for row in gaps.to_dict("records")
     ]
 
 
@@ -161,10 +176,11 @@ class Chart(anywidget.AnyWidget):
 
 
 class Board(anywidget.AnyWidget):
-    """The last price of every symbol; ``selected`` is the symbol that was clicked."""
+    """The last price of every symbol, and the feed's gaps; ``selected`` is the symbol that was clicked."""
 
     _esm = _bundled("board.js")
     rows: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
+    gaps: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
     aged = traitlets.Bool(False).tag(sync=True)
     clock = traitlets.Int(0).tag(sync=True)

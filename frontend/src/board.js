@@ -1,9 +1,13 @@
-// The board: every symbol with its price, change, volume and the age of what is known. A click chooses a symbol.
+// The board: every symbol with its price, change, volume and the age of what is known; of a live feed also its freshness in
+// words, and the gaps of the feed. A click chooses a symbol.
 import { element, keepDrawing, kernelClock, setText } from "./page.js";
 import * as words from "./words.js";
 
 const FRESH_MS = 15_000; // a guess; above the eight seconds between two polls of eight symbols
 const STALE_MS = 120_000; // a guess; nothing depends on it but the colour
+
+const STATES = { LIVE: "live", DELAYED: "delayed", STALE: "stale", CLOSED: "closed", "NO DATA": "none" };
+const SHOWN_GAPS = 3;
 
 const COLUMNS = [
   ["Symbol", "sp-symbol"],
@@ -22,13 +26,14 @@ function makeRow(choose) {
   const cells = COLUMNS.map(([, className]) => element("td", className));
   const button = element("button", "sp-choose");
   button.type = "button";
-  cells[0].append(button);
+  const state = element("div", "sp-freshness");
+  cells[0].append(button, state);
   const change = element("span", "sp-change");
   const percent = element("span", "sp-percent");
   cells[2].append(change, percent);
   row.append(...cells);
   row.addEventListener("click", () => choose(button.textContent));
-  return { row, button, price: cells[1], change, percent, volume: cells[3], age: cells[4], shown: undefined };
+  return { row, button, state, price: cells[1], change, percent, volume: cells[3], age: cells[4], shown: undefined };
 }
 
 function flash(cell, was, is) {
@@ -54,7 +59,10 @@ function fill(parts, quote, now, selected) {
   const seen = quote.receipt_time ?? quote.updated_at;
   const old = seen == null ? null : now - seen;
   setText(parts.age, words.age(old));
-  parts.age.dataset.freshness = old == null || old > STALE_MS ? "stale" : old > FRESH_MS ? "delayed" : "live";
+  const guessed = old == null || old > STALE_MS ? "stale" : old > FRESH_MS ? "delayed" : "live";
+  parts.age.dataset.freshness = STATES[quote.freshness] ?? guessed;
+  parts.row.dataset.freshness = STATES[quote.freshness] ?? "";
+  setText(parts.state, words.freshness(quote, now));
   parts.age.title = quote.event_time == null ? "" : `last tick ${words.full(quote.event_time)} New York`;
 }
 
@@ -73,7 +81,10 @@ function render({ model, el }) {
   const body = element("tbody");
   table.append(top, body);
   const empty = element("p", "sp-empty", "No prices yet.");
-  el.append(table, empty);
+  const gaps = element("section", "sp-gaps");
+  const gapList = element("ul");
+  gaps.append(element("h2", "", "Gaps of the feed"), gapList);
+  el.append(table, empty, gaps);
 
   const clock = kernelClock(model);
   const rows = new Map();
@@ -92,9 +103,12 @@ function render({ model, el }) {
     const wanted = quotes.map((quote) => rows.get(quote.symbol).row);
     if (wanted.length !== body.children.length || wanted.some((row, i) => row !== body.children[i])) body.replaceChildren(...wanted);
     empty.hidden = quotes.length > 0;
+    const last = model.get("gaps").slice(-SHOWN_GAPS).reverse();
+    gaps.hidden = last.length === 0;
+    gapList.replaceChildren(...last.map((gap) => element("li", "", `${words.span(gap.started_at, gap.ended_at, now)}, ${gap.source}: ${gap.reason}`)));
     el.classList.toggle("sp-aged", model.get("aged"));
   };
-  const stop = keepDrawing(model, ["rows", "selected", "aged", "clock"], draw);
+  const stop = keepDrawing(model, ["rows", "gaps", "selected", "aged", "clock"], draw);
   return () => {
     stop();
     clock.stop();

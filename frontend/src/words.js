@@ -6,6 +6,7 @@ const CLOCK = format({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const SHORT = format({ hour: "2-digit", minute: "2-digit" });
 const DAY = format({ month: "short", day: "numeric" });
 const MONTH = format({ month: "short", year: "numeric" });
+const WEEKDAY = format({ weekday: "short" });
 const YEAR = format({ year: "numeric" });
 const FULL = format({ month: "short", day: "numeric", hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
@@ -18,6 +19,21 @@ export const full = (ms) => FULL.format(ms);
 
 /** "14:03:05" of today, "Mar 4, 14:03:05" of another day. */
 export const since = (ms, now) => (day(ms) === day(now) ? clock(ms) : full(ms));
+
+/** "16:00" of today, "Fri 16:00" of another day of these, "Mar 4, 16:00" of one longer ago. */
+const moment = (ms, now) => (day(ms) === day(now) ? shortClock(ms) : Math.abs(now - ms) < 6 * 86_400_000 ? weekTime(ms) : `${day(ms)}, ${shortClock(ms)}`);
+const weekTime = (ms) => `${WEEKDAY.format(ms)} ${shortClock(ms)}`;
+
+/** A state and since when: "CLOSED since 16:00 New York, opens Mon 09:30", "STALE since 14:03:05". Nothing of no state. */
+export function freshness({ freshness: state, fresh_since: began, opens_at: opens }, now) {
+  if (!state) return "";
+  if (began == null) return state;
+  if (state !== "CLOSED") return `${state} since ${since(began, now)}`;
+  return `CLOSED since ${moment(began, now)} New York${opens == null ? "" : `, opens ${opens - now < 6 * 86_400_000 ? weekTime(opens) : moment(opens, now)}`}`;
+}
+
+/** A span of time: "14:03:05 to 14:03:42", "since 14:03:05" of one that lasts. */
+export const span = (from, to, now) => (to == null ? `since ${since(from, now)}` : `${since(from, now)} to ${since(to, now)}`);
 
 export const NOTHING = "–";
 

@@ -1,72 +1,53 @@
 """Finnhub's quotes as a source: the last price of each symbol, asked for in turn, as often as the plan allows.
 
-A quote is a snapshot, not a trade: one that brings no news is marked `repeat="unchanged"`, and what happened between two
-of them is not known. What a refusal, a limit or silence means is decided here; the calls go through finnhub-python.
+A quote is a snapshot, not a trade: what happened between two of them is not known. What one says is decided here:
 
-The key goes into a header and nowhere else. finnhub-python puts it into every URL, and with that into the text of every
-connection error; so no text of such an error is used here, and of an answer's text only what is left without the key.
+- one with the time and the price of the last is a poll: it is marked `repeat="unchanged"`;
+- one that is older than the last brings no news and is not published, but counted;
+- one of zeros is never published. Zeros come for a moment of a known symbol too, so a symbol is called unknown only after
+  several in a row, and if Finnhub's search does not find it; it is then asked for no more.
+
+What a refusal or silence means is decided in `finnhub_faults`, what freshness follows from it in `feed_health`.
 """
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Callable, Iterator
-from itertools import count, cycle, islice
+from itertools import count, islice
 from threading import Event
-from typing import Any, NamedTuple
+from typing import Any, Literal
 
-import finnhub
-import requests
-from finnhub.exceptions import FinnhubAPIException, FinnhubRequestException
 from pydantic import SecretStr
 
 from pipeline_lib.errors import FeedError, MessageError
 from pipeline_lib.records import Tick, tick_from_quote
 from pipeline_lib.sources.clock import Clock
-from pipeline_lib.sources.rate_limit import RateLimit
+from pipeline_lib.sources.feed_health import FeedHealth
+from pipeline_lib.sources.finnhub_faults import Silence, Trouble
+from pipeline_lib.sources.finnhub_rest import FinnhubRest, check_key
+from pipeline_lib.sources.market_hours import has_session, hours_at
+from pipeline_lib.sources.rate_limit import RateLimit, refresh_words
 
-TIMEOUT_SECONDS = 5.0
-MAX_BACKOFF_SECONDS = 60.0
+PART = "finnhub-rest"
 
-# The longest that a 429 may make us wait by its headers. The limit is one by the minute: more is a mistake.
-_MAX_RESET_SECONDS = 120.0
+# Finnhub gives zeros for a known symbol for a moment: a guess at how long that lasts, in turns.
+SIGHTS_BEFORE_SEARCH = 3
 
+# How often the exchange is asked for its state, and how long after a planned open or close.
+MARKET_STATUS_MS = 10 * 60_000
+AFTER_EDGE_MS = 5_000
 
-class Refusal(NamedTuple):
-    """An answer that says no: its status, its text without the key, and its headers."""
-
-    status: int
-    text: str
-    headers: Any
-
-
-class Trouble(NamedTuple):
-    """Why there is no quote for now, in words that follow "Finnhub", and how long to wait if the server said so."""
-
-    text: str
-    wait_seconds: float | None = None
-
-
-class QuoteClient(finnhub.Client):
-    """finnhub-python's client with the key in a header, a bounded time-out and no redirects, which would carry the key along."""
-
-    def __init__(self, key: SecretStr, base_url: str) -> None:
-        super().__init__(api_key=None)
-        self._session.params.clear()
-        self._session.headers["X-Finnhub-Token"] = key.get_secret_value()
-        self.API_URL = base_url.rstrip("/")
-        self.DEFAULT_TIMEOUT = TIMEOUT_SECONDS
-
-    def _request(self, method: str, path: str, **kwargs: Any) -> Any:
-        return super()._request(method, path.lstrip("/"), allow_redirects=False, **kwargs)
+# How soon symbols that are set while there were none are asked for.
+NO_SYMBOLS_SECONDS = 0.2
 
 
 class FinnhubQuotes:
     """Quotes of these symbols, one after the other and round again, `ticks` of them or until closed.
 
     Iterating raises FeedError if Finnhub refuses for good. Whatever else goes wrong is waited out. `report` is told, in
-    a sentence, when something begins to go wrong and when it is right again.
+    a sentence, when something begins to go wrong and when it is right again; `health` is told every tick and gap, and
+    with it the exchange is asked whether it is open.
     """
 
     reason = "asked for"
@@ -81,20 +62,46 @@ class FinnhubQuotes:
         ticks: int | None = None,
         report: Callable[[str], None] = lambda _: None,
         clock: Clock | None = None,
+        health: FeedHealth | None = None,
     ) -> None:
-        if not re.fullmatch("[!-~]+", key.get_secret_value()):
-            raise FeedError("cannot read quotes: the key has spaces or signs that no key has; correct FINNHUB_API_KEY")
+        check_key(key)
         self._clock = clock or Clock()
+        self.health = health
         self._limit = limit or RateLimit(clock=self._clock)
-        self._pause = 60 / self._limit.per_minute
-        self.name = f"Finnhub quotes, {len(symbols)} symbols, each every {self._pause * len(symbols):g} s"
         self.finite = ticks is not None
         self.total = ticks
-        self._key = key
-        self._symbols = symbols
-        self._base_url = base_url
-        self._report = report
+        self._key, self._base_url, self._report = key, base_url, report
         self._closed = Event()
+        self._unknown: set[str] = set()
+        self._last: dict[str, tuple[int, float]] = {}  # time and price of each symbol's last quote
+        self._zeros: dict[str, int] = {}  # how often in a row a symbol had zeros
+        self._market_is_asked = health is not None
+        self._market_asked_at = 0
+        self._symbols: tuple[str, ...] = ()
+        self.set_symbols(symbols)
+
+    @property
+    def name(self) -> str:
+        """What it is, and how often each symbol has its turn."""
+        return f"Finnhub quotes, {refresh_words(len(self._symbols), self._limit.pause_seconds)}"
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The symbols that are asked for by now: those that were set, less those that Finnhub does not know."""
+        return self._symbols
+
+    @property
+    def refresh_seconds(self) -> float:
+        """How long a round takes: every symbol is asked for so often."""
+        return len(self._symbols) * self._limit.pause_seconds
+
+    def set_symbols(self, symbols: tuple[str, ...]) -> None:
+        """Ask for these symbols from the next turn on, from whichever thread; with none, rest until there are some."""
+        self._symbols = tuple(symbol for symbol in dict.fromkeys(symbols) if symbol not in self._unknown)
+        if self.health is not None:
+            self.health.expect_every(self.refresh_seconds, self._symbols)
+            if not self._symbols:
+                self.health.part_left(PART)
 
     def __iter__(self) -> Iterator[Tick]:
         return islice(self._quotes(), self.total)
@@ -106,107 +113,122 @@ class FinnhubQuotes:
     def _quotes(self) -> Iterator[Tick]:
         run, numbers = uuid.uuid4().hex[:12], count(1)
         silent = Silence(self._report, self._clock)
-        known: dict[str, tuple[float, int]] = {}  # price and time of each symbol's last quote
-        missing: set[str] = set()
         next_call = self._clock.monotonic()
-        with QuoteClient(self._key, self._base_url) as client:
-            for symbol in cycle(self._symbols):
-                if self._clock.wait(self._closed, next_call - self._clock.monotonic()) or not self._limit.acquire(self._closed):
+        with FinnhubRest(
+            self._key, self._base_url, limit=self._limit, cancelled=self._closed, clock=self._clock, report=self._report
+        ) as rest:
+            for turn in count():
+                if self._clock.wait(self._closed, next_call - self._clock.monotonic()):
                     return
-                next_call = self._clock.monotonic() + self._pause
-                answer = self._ask(client, symbol)
+                if self._market_is_due():
+                    self._ask_market(rest)
+                symbols = self._symbols
+                if not symbols:
+                    next_call = self._clock.monotonic() + NO_SYMBOLS_SECONDS
+                    continue
+                symbol, asked_at, pause = symbols[turn % len(symbols)], self._clock.now_ms(), self._limit.pause_seconds
+                answer = rest.quote(symbol)
+                if answer is None:
+                    return
+                next_call = self._clock.monotonic() + pause
                 if isinstance(answer, Trouble):
                     next_call += silent.begin(answer)
+                    self._gap_began(answer, asked_at)
                     continue
                 silent.end()
-                try:
-                    tick = tick_from_quote(symbol, answer, id=f"quote-{run}-{next(numbers)}", receipt_time=self._clock.now_ms())
-                except MessageError as error:
-                    if symbol not in missing:
-                        self._report(f"{error}; asking again in turn, and if it stays so, {symbol} may not be Finnhub's name")
-                        missing.add(symbol)
+                self._gap_ended()
+                if self._limit.pause_seconds != pause:
+                    self._tell_new_pace()
+                tick = self._tick(rest, symbol, answer, f"quote-{run}-{next(numbers)}")
+                if tick is None:
                     continue
-                if symbol in missing:
-                    self._report(f"{symbol} has a quote now")
-                    missing.remove(symbol)
-                seen = (tick.price, tick.event_time)
-                if known.get(symbol) == seen:
-                    tick = tick_from_quote(symbol, answer, id=tick.id, receipt_time=tick.receipt_time, repeat="unchanged")
-                known[symbol] = seen
                 if self._closed.is_set():
                     return
+                if self.health is not None:
+                    self.health.saw_tick(tick)
                 yield tick
 
-    def _ask(self, client: QuoteClient, symbol: str) -> dict[str, Any] | Trouble:
-        """Return the quote, or why there is none for now; raises FeedError if there will be none."""
+    def _tick(self, rest: FinnhubRest, symbol: str, quote: dict[str, Any], id: str) -> Tick | None:
+        """Return the tick of a quote; None if it brings nothing that may be published."""
+        receipt_time = self._clock.now_ms()
+        last = self._last.get(symbol)
         try:
-            answer = client.quote(symbol)
-        except FinnhubAPIException as error:
-            refusal = Refusal(error.status_code, self._without_key(error.message), error.response.headers)
-        except requests.Timeout:
-            return Trouble(f"does not answer within {TIMEOUT_SECONDS:g} s")
-        except requests.RequestException as error:
-            return Trouble(f"cannot be reached ({type(error).__name__})")
-        except (FinnhubRequestException, TypeError):
-            # finnhub-python looks for "error" in whatever JSON a refusal holds: in a number, that is a TypeError.
-            return Trouble("answers with something that is no quote")
-        else:
-            return answer if isinstance(answer, dict) else Trouble("answers with something that is no quote")
-        # Outside of the except clause: the error holds the request with its headers, and must not go along with ours.
-        return self._judge(refusal, symbol)
-
-    def _judge(self, refusal: Refusal, symbol: str) -> Trouble:
-        said = f"{refusal.status}: {refusal.text}"
-        if refusal.status >= 500 or refusal.status == 408:
-            return Trouble(f"answers {said}")
-        if refusal.status == 401 or (refusal.status == 429 and "sign up" in refusal.text):
-            raise FeedError(f"cannot read quotes: Finnhub refuses the key ({said}); correct FINNHUB_API_KEY, or set SOURCE=simulated")
-        if refusal.status == 429:
-            return Trouble(f"says that the limit of calls is reached ({said})", self._wait_of(refusal.headers))
-        if refusal.status == 403:
-            raise FeedError(
-                f"cannot read the quote of {symbol}: Finnhub refuses access ({said}); take it out of SYMBOLS, or check the key's plan"
-            )
-        raise FeedError(f"cannot read quotes: Finnhub answers {said}; check FINNHUB_BASE_URL and SYMBOLS")
-
-    def _wait_of(self, headers: Any) -> float | None:
-        """Return for how long these headers say to wait; None if they do not, or say something that cannot be."""
-        reset, after = headers.get("X-Ratelimit-Reset", ""), headers.get("Retry-After", "")
-        if re.fullmatch(r"\d{1,12}", reset):
-            seconds = int(reset) - self._clock.now_ms() / 1_000
-        elif re.fullmatch(r"\d{1,12}", after):
-            seconds = float(after)
-        else:
+            tick = tick_from_quote(symbol, quote, id=id, receipt_time=receipt_time)
+        except MessageError as error:
+            self._saw_zeros(rest, symbol, error)
             return None
-        return seconds if 0 < seconds <= _MAX_RESET_SECONDS else None
+        if self._zeros.pop(symbol, 0):
+            self._report(f"{symbol} has a quote now")
+        if last is not None and tick.event_time < last[0]:
+            self._mark("older")
+            return None
+        repeat: Literal["unchanged"] | None = "unchanged" if last == (tick.event_time, tick.price) else None
+        self._last[symbol] = (tick.event_time, tick.price)
+        return tick if repeat is None else tick_from_quote(symbol, quote, id=id, receipt_time=receipt_time, repeat=repeat)
 
-    def _without_key(self, text: Any) -> str:
-        """Return the text, in one line of at most 200 characters, and without the key if the server has repeated it."""
-        return " ".join(str(text).replace(self._key.get_secret_value(), "***").split())[:200]
+    def _saw_zeros(self, rest: FinnhubRest, symbol: str, error: MessageError) -> None:
+        """Note a quote that says nothing, and call the symbol unknown if there were several and the search does not find it."""
+        self._mark("zeros")
+        seen = self._zeros[symbol] = self._zeros.get(symbol, 0) + 1
+        if seen == 1:
+            self._report(f"{error}; asking again in its turn")
+        if seen < SIGHTS_BEFORE_SEARCH or seen % SIGHTS_BEFORE_SEARCH or symbol in self._last:
+            return
+        try:
+            found = rest.search(symbol)
+        except FeedError as refused:
+            self._report(str(refused))
+            return
+        if not isinstance(found, dict) or not isinstance(found.get("result"), list):
+            return  # it is searched for again after as many sights
+        if any(isinstance(row, dict) and row.get("symbol") == symbol for row in found["result"]):
+            return
+        self._unknown.add(symbol)
+        self._mark("unknown")
+        self.set_symbols(self._symbols)
+        self._report(
+            f"Finnhub does not know {symbol}: {seen} quotes of zeros, and its search finds no such symbol; "
+            "it is asked for no more, correct SYMBOLS"
+        )
+        if not self._symbols:
+            raise FeedError(f"cannot read quotes: Finnhub knows none of {', '.join(sorted(self._unknown))}; correct SYMBOLS")
 
+    def _market_is_due(self) -> bool:
+        if self.health is None or not self._market_is_asked or not any(map(has_session, self.health.symbols)):
+            return False
+        now, asked = self._clock.now_ms(), self._market_asked_at
+        hours = hours_at(now)
+        edge = hours.opens_ms if hours.is_open else hours.closed_ms
+        return now - asked >= MARKET_STATUS_MS or asked < edge + AFTER_EDGE_MS <= now
 
-class Silence:
-    """A time without quotes: reports when it begins, when its cause changes and when it ends, and says how long to wait."""
+    def _ask_market(self, rest: FinnhubRest) -> None:
+        """Ask the exchange whether it is open. A plan that may not know goes by the calendar."""
+        self._market_asked_at = self._clock.now_ms()
+        try:
+            answer = rest.market_status()
+        except FeedError as error:
+            self._market_is_asked = False
+            self._report(f"{error}; until then the market's hours are those of the calendar")
+            return
+        is_open = answer.get("isOpen") if isinstance(answer, dict) else None
+        if self.health is not None and isinstance(is_open, bool):
+            self.health.saw_market(is_open)
 
-    def __init__(self, report: Callable[[str], None], clock: Clock) -> None:
-        self._report = report
-        self._clock = clock
-        self._since: float | None = None
-        self._text: str | None = None
-        self._attempts = 0
+    def _tell_new_pace(self) -> None:
+        """Say that the server allows fewer calls, or more, than were thought."""
+        self.set_symbols(self._symbols)
+        self._report(
+            f"Finnhub allows {self._limit.per_minute} calls a minute; {refresh_words(len(self._symbols), self._limit.pause_seconds)}"
+        )
 
-    def begin(self, trouble: Trouble) -> float:
-        """Note one more failed attempt; return the seconds to wait before the next: 1, 2, 4, … or what the server said."""
-        if self._since is None:
-            self._since = self._clock.monotonic()
-        if trouble.text != self._text:
-            self._report(f"Finnhub {trouble.text}; waiting, and trying again")
-        self._text = trouble.text
-        self._attempts += 1
-        return trouble.wait_seconds or min(2.0 ** (self._attempts - 1), MAX_BACKOFF_SECONDS)
+    def _gap_began(self, trouble: Trouble, at: int) -> None:
+        if self.health is not None:
+            self.health.gap_began(f"Finnhub {trouble.text}", PART, at)
 
-    def end(self) -> None:
-        """Note a good answer."""
-        if self._since is not None:
-            self._report(f"Finnhub answers again, after {self._clock.monotonic() - self._since:.0f} s")
-        self._since, self._text, self._attempts = None, None, 0
+    def _gap_ended(self) -> None:
+        if self.health is not None:
+            self.health.gap_ended(PART)
+
+    def _mark(self, name: str) -> None:
+        if self.health is not None:
+            self.health.mark(name)

@@ -23,6 +23,41 @@ class Session(NamedTuple):
     is_open: bool
 
 
+class Hours(NamedTuple):
+    """Whether the market is open at a time, and the sessions around it, in epoch milliseconds.
+
+    `opened_ms` and `closed_ms` are of the last session that has ended, `opens_ms` and `closes_ms` of the open or else
+    the next one, `reopens_ms` is when the first session after this time begins.
+    """
+
+    is_open: bool
+    opened_ms: int
+    closed_ms: int
+    opens_ms: int
+    closes_ms: int
+    reopens_ms: int
+
+
+def hours_at(ms: int) -> Hours:
+    """Return the hours around this time."""
+    opens, closes = _sessions(dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).year)
+    place = int(np.searchsorted(closes, ms, side="right"))
+    is_open = bool(opens[place] <= ms)
+    return Hours(
+        is_open,
+        int(opens[place - 1]),
+        int(closes[place - 1]),
+        int(opens[place]),
+        int(closes[place]),
+        int(opens[place + is_open]),
+    )
+
+
+def has_session(symbol: str) -> bool:
+    """Return whether New York's sessions are this symbol's: `BINANCE:BTCUSDT` and the like trade at hours of their own."""
+    return ":" not in symbol
+
+
 def session_at(ms: int) -> Session:
     """Return the session that is open at this time, or else the next one. A session ends just before its close."""
     opens, closes = _sessions(dt.datetime.fromtimestamp(ms / 1_000, dt.UTC).year)
@@ -32,9 +67,9 @@ def session_at(ms: int) -> Session:
 
 @lru_cache(maxsize=32)
 def _sessions(year: int) -> tuple[np.ndarray, ...]:
-    """Return opens and closes of the sessions of a year, and of some weeks after it, in order."""
+    """Return opens and closes of the sessions of a year, and of some weeks before and after it, in order."""
     import exchange_calendars
 
-    # To the end of next January: the session after the year's last one is among them, whatever holidays fall there.
-    calendar = exchange_calendars.get_calendar("XNYS", start=f"{year}-01-01", end=f"{year + 1}-01-31")
+    # The sessions before the year's first one and after its last are among them, whatever holidays fall there.
+    calendar = exchange_calendars.get_calendar("XNYS", start=f"{year - 1}-12-01", end=f"{year + 1}-01-31")
     return tuple(column.dt.as_unit("ms").astype("int64").to_numpy() for column in (calendar.opens, calendar.closes))

@@ -15,6 +15,7 @@ class Paced:
 
     def __init__(self, source: Source, per_second: float, clock: Clock | None = None) -> None:
         self.reason = source.reason
+        self.health = source.health
         self.name = f"{source.name}, at most {per_second:g} ticks/s"
         self._source, self._per_second, self._clock = source, per_second, clock or Clock()
         self._closed = Event()

@@ -11,11 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from itertools import count
 from threading import Event
+from typing import TYPE_CHECKING
 
 from pipeline_lib.records import SCHEMA_VERSION, Tick
 from pipeline_lib.sources.clock import BURST_SECONDS, Clock
 from pipeline_lib.sources.market_hours import session_at
 from pipeline_lib.sources.market_model import MarketModel, Trades
+
+if TYPE_CHECKING:
+    from pipeline_lib.sources.feed_health import FeedHealth
 
 # The open of the New York session of Monday 2026-01-05: where a bounded run begins if it is not told.
 DEFAULT_START_MS = 1_767_623_400_000
@@ -35,6 +39,7 @@ class SimulatedMarket:
     """Ticks of a market that does not exist: `ticks` of them from `start_ms`, or with None live, until closed."""
 
     reason = "asked for"
+    health: FeedHealth | None = None
 
     def __init__(
         self,

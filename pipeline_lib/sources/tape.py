@@ -3,13 +3,14 @@
 A tape is one of three things:
 
 - `NAME.jsonl`: a message's JSON on each line, in the order of delivery;
-- `NAME.parquet`: a row for each message, a column for each field;
+- `NAME.parquet`: a row for each message, a column for each field: see `parquet_rows`;
 - a folder of LEAN's trade ticks, `SYMBOL/YYYYMMDD_trade.zip`, each with one CSV without a header: milliseconds since
   midnight in New York, price x 10000, shares, exchange, sale conditions as hexadecimal flags, suspicious (0 or 1).
   Read as one tape, merged in the order of time; of trades in one millisecond, in the order of symbols, and within a symbol
   in the order of the file. (github.com/QuantConnect/Lean, Data/equity/readme.md.)
 
-A line or row that is no tick is passed over and counted, with the first one's place and reason: see `Tape.bad`.
+A line or row that is no tick is passed over and counted, with the first one's place and reason, and a torn tape is read up
+to the tear: see `Tape.bad`.
 """
 
 from __future__ import annotations
@@ -24,55 +25,29 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from itertools import count, groupby
+from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, BinaryIO
 from zoneinfo import ZoneInfo
 
-import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline_lib.errors import MessageError, TapeError
 from pipeline_lib.records import SCHEMA_VERSION, Tick, decode_value, encode_tick, tick_from_fields
 from pipeline_lib.sources.market_hours import NEW_YORK
+from pipeline_lib.sources.parquet_rows import count_rows, open_rows, write_rows
 
 _LEAN_NAME = re.compile(r"^(\d{8})_trade\.zip$")
-_BATCH_ROWS = 20_000
 _KINDS_OF_TAPE = "a tape is a .jsonl or .parquet file of ticks, or a folder of LEAN trade zips (SYMBOL/YYYYMMDD_trade.zip)"
-
-# A parquet tape's columns: the message's, in its order. A test holds them to Tick.
-PARQUET_SCHEMA = pa.schema(
-    [
-        pa.field("schema", pa.int16(), nullable=False),
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("symbol", pa.string(), nullable=False),
-        pa.field("price", pa.float64(), nullable=False),
-        pa.field("volume", pa.float64()),
-        pa.field("event_time", pa.int64(), nullable=False),
-        pa.field("receipt_time", pa.int64(), nullable=False),
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("conditions", pa.list_(pa.string())),
-        pa.field("repeat", pa.string()),
-        pa.field("day_open", pa.float64()),
-        pa.field("day_high", pa.float64()),
-        pa.field("day_low", pa.float64()),
-        pa.field("previous_close", pa.float64()),
-        pa.field("change", pa.float64()),
-        pa.field("percent_change", pa.float64()),
-    ]
-)
-_REQUIRED = {field.name for field in PARQUET_SCHEMA if not field.nullable}
 
 
 class BadLines:
-    """How many lines of a tape were no ticks, and where and why the first was none."""
+    """How many lines of a tape were no ticks, where and why the first was none, and what a torn end has cost."""
 
     def __init__(self) -> None:
         self.count = 0
         self.first: str | None = None
+        self.torn: str | None = None  # if the tape has a torn end: up to where it was read, and what is lost
 
     def add(self, place: str, reason: str) -> None:
         """Count one more."""
@@ -110,7 +85,7 @@ class Tape:
                 raise TapeError(f"cannot read the tape {self.path}: the folder has no LEAN trade zips; {_KINDS_OF_TAPE}")
             return _read_lean, _count_lean
         if self.path.suffix == ".parquet":
-            return _read_parquet, lambda path: pq.read_metadata(path).num_rows
+            return _read_parquet, count_rows
         if self.path.suffix == ".jsonl":
             return _read_json_lines, _count_json_lines
         raise TapeError(f"cannot read the tape {self.path}: its name ends in {self.path.suffix!r}; {_KINDS_OF_TAPE}")
@@ -122,14 +97,14 @@ def write_tape(ticks: Iterable[Tick], path: str | Path) -> int:
     The file has its name only when it is complete; one that was there before is replaced then, and not before.
     """
     path = Path(path)
-    write = {".jsonl": _write_json_lines, ".parquet": _write_parquet}.get(path.suffix)
+    write = {".jsonl": _write_json_lines, ".parquet": write_rows}.get(path.suffix)
     if write is None:
         raise TapeError(f"cannot write the tape {path}: its name ends in {path.suffix!r}; give it one that ends in .jsonl or .parquet")
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with unfinished.open("wb") as file:
-            written = write(ticks, file)
-            file.flush()
+        unfinished.touch()
+        written = write(ticks, unfinished)
+        with unfinished.open("rb+") as file:
             os.fsync(file.fileno())
         unfinished.replace(path)
     except OSError as error:
@@ -151,13 +126,27 @@ def _explained(path: Path) -> Iterator[None]:
 
 
 def _read_json_lines(path: Path, bad: BadLines) -> Iterator[Tick]:
+    read = 0
     with _explained(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line := line.strip():
+            if text := line.strip():
                 try:
-                    yield decode_value(line)
+                    yield decode_value(text)
+                    read += 1
                 except MessageError as error:
                     bad.add(f"{path.name} line {number}", str(error))
+                    if not line.endswith(b"\n"):
+                        bad.torn = f"{read:,} ticks before the tear were read, {len(line):,} bytes of line {number} are lost"
+
+
+def _read_parquet(path: Path, bad: BadLines) -> Iterator[Tick]:
+    with _explained(path), open_rows(path) as rows:
+        bad.torn = rows.torn
+        for number, fields in enumerate(rows, 1):
+            try:
+                yield tick_from_fields(fields)
+            except MessageError as error:
+                bad.add(f"{path.name} row {number}", str(error))
 
 
 def _count_json_lines(path: Path) -> int:
@@ -165,42 +154,12 @@ def _count_json_lines(path: Path) -> int:
         return sum(1 for line in file if not line.isspace())
 
 
-def _write_json_lines(ticks: Iterable[Tick], file: BinaryIO) -> int:
+def _write_json_lines(ticks: Iterable[Tick], path: Path) -> int:
     written = 0
-    for tick in ticks:
-        file.write(encode_tick(tick) + b"\n")
-        written += 1
-    return written
-
-
-def _read_parquet(path: Path, bad: BadLines) -> Iterator[Tick]:
-    with _explained(path), pq.ParquetFile(path) as table:
-        columns = [name for name in PARQUET_SCHEMA.names if name in table.schema_arrow.names]
-        if missing := sorted(_REQUIRED - set(columns)):
-            raise TapeError(f"cannot read the tape {path}: it has no column {', '.join(missing)}; its columns must be the message's fields")
-        numbers = count(1)
-        for batch in table.iter_batches(_BATCH_ROWS, columns=columns):
-            names = batch.schema.names
-            # The numbers come last: zip takes none that it has no row for.
-            for *row, number in zip(*(column.to_pylist() for column in batch.columns), numbers, strict=False):
-                try:
-                    yield tick_from_fields(dict(zip(names, row, strict=True)))
-                except MessageError as error:
-                    bad.add(f"{path.name} row {number}", str(error))
-
-
-def _write_parquet(ticks: Iterable[Tick], file: BinaryIO) -> int:
-    written = 0
-    with pq.ParquetWriter(file, PARQUET_SCHEMA, compression="zstd") as writer:
-        rows: list[dict[str, Any]] = []
+    with path.open("wb") as file:
         for tick in ticks:
-            rows.append(msgspec.structs.asdict(tick))
+            file.write(encode_tick(tick) + b"\n")
             written += 1
-            if len(rows) == _BATCH_ROWS:
-                writer.write_batch(pa.RecordBatch.from_pylist(rows, PARQUET_SCHEMA))
-                rows.clear()
-        if rows:
-            writer.write_batch(pa.RecordBatch.from_pylist(rows, PARQUET_SCHEMA))
     return written
 
 

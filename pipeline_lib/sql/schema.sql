@@ -121,6 +121,26 @@ create table stock_alerts (
 
 create unique index stock_alerts_open on stock_alerts (symbol, kind) where cleared_at is null;
 
+-- When the feed brought nothing though it should have. ended_at is null while that lasts.
+create table feed_gaps (
+    source text not null, -- the part of the feed: finnhub-rest, finnhub-ws, or feed where all of it was away
+    started_at timestamptz not null,
+    ended_at timestamptz,
+    reason text not null,
+    primary key (source, started_at)
+);
+
+-- How fresh what is known of a symbol is: LIVE, DELAYED, STALE, CLOSED, NO DATA. Of a live feed only.
+create table symbol_freshness (
+    symbol text primary key,
+    state text not null,
+    since timestamptz not null,
+    event_time timestamptz,
+    receipt_time timestamptz, -- of the last news
+    opens_at timestamptz, -- when the next session begins, while the market is closed
+    updated_at timestamptz not null -- when the feed said so
+);
+
 -- The last word of each stage.
 create table stage_state (
     stage text primary key,

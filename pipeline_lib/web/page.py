@@ -24,6 +24,7 @@ def open_dashboard() -> Dashboard:
         load_bars=store.load_bars,
         load_prices=store.load_prices,
         load_stages=store.load_stages,
+        load_gaps=store.load_gaps,
         symbols=settings.symbols,
         window=settings.window,
         idle_seconds=IDLE_SECONDS,

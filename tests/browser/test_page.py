@@ -10,12 +10,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
+import msgspec
 import pytest
 from page_served import Served, stop_postgres
 from playwright.sync_api import Browser, Page, expect
 
 from pipeline_lib.errors import SettingsError
+from pipeline_lib.records import FeedStatus, Gap, SymbolFreshness
 from pipeline_lib.services import postgres
+from pipeline_lib.store import Store
 from pipeline_lib.web import serve_dashboard
 
 BOARD_PRICES = "[...document.querySelectorAll('.sp-board tbody tr')].map((row) => row.children[1].textContent).join()"
@@ -120,6 +123,32 @@ def test_without_postgres_the_page_keeps_its_picture_and_says_since_when(page: P
         postgres.start(served.home, print)
     expect(page.locator(".sp-notice")).to_be_hidden()
     expect(page.locator(".sp-stage[data-stage=postgres]")).to_have_attribute("data-state", "running")
+
+
+def test_a_closed_market_says_so_with_its_end_and_a_live_one_since_when(page: Page, served: Served) -> None:
+    assert served.settings.database_url is not None
+    board, store = page.locator(".sp-board"), Store(served.settings.database_url.get_secret_value(), served.settings.kafka_topic)
+    now = time.time_ns() // 1_000_000
+    closed = now - 3_600_000
+    symbols = (
+        SymbolFreshness("AAPL", "CLOSED", closed, closed, closed, now + 3 * 86_400_000),
+        SymbolFreshness("MSFT", "LIVE", now - 60_000, now, now),
+        SymbolFreshness("NEWX", "NO DATA", now - 60_000),
+    )
+    gap = Gap("finnhub-ws", now - 40_000, now - 3_000, "the socket was silent")
+    status = FeedStatus(state="running", source="finnhub", detail="Finnhub", since=now, at=now + 60_000, symbols=symbols, gaps=(gap,))
+    try:
+        store.keep_feed_status(status)
+        row = board.locator("tr[data-symbol=AAPL]")
+        expect(row).to_have_attribute("data-freshness", "closed")
+        expect(row).to_contain_text(re.compile(r"CLOSED since (\w{3} )?\d\d:\d\d New York, opens \w{3} \d\d:\d\d"))
+        expect(board.locator("tr[data-symbol=MSFT]")).to_contain_text(re.compile(r"LIVE since .*\d\d:\d\d:\d\d"))
+        expect(board.locator("tr[data-symbol=NEWX]")).to_contain_text("NO DATA since")
+        expect(board.locator(".sp-gaps")).to_contain_text("finnhub-ws: the socket was silent")
+    finally:
+        store.keep_feed_status(msgspec.structs.replace(status, at=now + 61_000, symbols=None))
+        store.close()
+    expect(board.locator("tr[data-symbol=AAPL]")).to_have_attribute("data-freshness", "")
 
 
 def test_the_view_is_kept_while_bars_come(page: Page) -> None:

@@ -23,12 +23,13 @@ OPTIONS = {
     "status": {"--json"},
     "env": set(),
     "doctor": set(),
-    "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--ticks"},
+    "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--ticks"},
     "stream": {"--until-caught-up", "--console"},
     "verify": {"--json"},
     "record": {"--out"},
     "dashboard": {"--port"},
-    "run": {"--source", "--tape", "--speed", "--rate", "--move-to-now"},
+    "finnhub-stand-in": {"--port", "--key", "--tape", "--speed", "--rate", "--faults", "--every", "--seed"},
+    "run": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim"},
 }
 
 # Nobody listens on port 1 of the loopback.

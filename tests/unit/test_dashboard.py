@@ -343,3 +343,25 @@ def test_what_is_unknown_of_a_bar_is_none_not_nan() -> None:
     bars = make_bars("AAPL", 1).assign(vwap=float("nan"))
     assert bar_rows(bars)[0][6] is None
     assert bar_rows(bars.head(0)) == []
+
+
+def test_the_board_has_the_freshness_of_a_live_feed_and_its_gaps(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    load, opens = frames.load_prices, START + pd.Timedelta(days=1)
+
+    def load_live_prices() -> pd.DataFrame:
+        return load().assign(freshness=["CLOSED", "LIVE"], fresh_since=START, opens_at=[opens, pd.NaT])
+
+    frames.load_prices = load_live_prices  # type: ignore[method-assign]
+    gaps = pd.DataFrame([{"source": "finnhub-ws", "started_at": START, "ended_at": pd.NaT, "reason": "silent"}])
+    dashboard = make(load_gaps=lambda: gaps)
+    asyncio.run(dashboard.refresh())
+    first, second = dashboard.board.rows
+    assert (first["freshness"], first["fresh_since"], first["opens_at"]) == ("CLOSED", START.value // 10**6, opens.value // 10**6)
+    assert (second["freshness"], second["opens_at"]) == ("LIVE", None)
+    assert dashboard.board.gaps == [{"source": "finnhub-ws", "reason": "silent", "started_at": START.value // 10**6, "ended_at": None}]
+
+
+def test_a_simulated_market_has_no_freshness(make: Callable[..., Dashboard]) -> None:
+    dashboard = make()
+    asyncio.run(dashboard.refresh())
+    assert {row["freshness"] for row in dashboard.board.rows} == {None} and dashboard.board.gaps == []

@@ -70,7 +70,7 @@ def test_every_line_that_operations_explains_is_one_that_the_code_says():
 def test_commands_that_a_document_names_exist(document: Path):
     text = document.read_text("utf-8")
     commands = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
-    for name, options in re.findall(r"(?:^|[`(/])stocks ([a-z]+)((?: --?[a-z][a-z-]*| [\w./]+)*)", text, re.M):
+    for name, options in re.findall(r"(?:^|[`(/])stocks ([a-z]+(?:-[a-z]+)*)((?: --?[a-z][a-z-]*| [\w./]+)*)", text, re.M):
         assert name in commands, name
         known = {option for param in commands[name].params for option in param.opts}
         assert set(re.findall(r"--[a-z-]+", options)) <= known, options

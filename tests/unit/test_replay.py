@@ -109,7 +109,8 @@ def test_the_settings_choose_the_source_and_it_says_why(monkeypatch: pytest.Monk
     assert simulated.name == "simulated market, seed 7, 50 ticks/s" and simulated.reason == "no FINNHUB_API_KEY: the simulated market"
     assert simulated.finite and simulated.total == 2 and len(list(simulated)) == 2
     finnhub = opened(finnhub_api_key="some0key")
-    assert finnhub.name == "Finnhub quotes, 8 symbols, each every 8 s" and finnhub.reason == "FINNHUB_API_KEY is set"
+    assert finnhub.name == "Finnhub: quotes by REST for 8, each every 8.0 s; trades by WebSocket when they come"
+    assert finnhub.reason == "FINNHUB_API_KEY is set"
     replayed = opened(source="replay", tape=tape.path, speed="max")
     assert replayed.name == "tape tape.jsonl at speed max, event times kept" and replayed.reason == "asked for"
     assert [encode_tick(tick)[:20] for tick in replayed] == [encode_tick(tick)[:20] for tick in tape][:2]

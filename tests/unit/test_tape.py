@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import random
 import zipfile
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ticks import ticks
 
-from pipeline_lib.errors import TapeError
+from pipeline_lib.errors import SettingsError, TapeError
 from pipeline_lib.records import Tick, check_tick, encode_tick
+from pipeline_lib.sources import parquet_rows
+from pipeline_lib.sources.parquet_rows import PARQUET_SCHEMA
+from pipeline_lib.sources.replay import Replay
 from pipeline_lib.sources.simulated import SimulatedMarket
-from pipeline_lib.sources.tape import PARQUET_SCHEMA, Tape, write_tape
+from pipeline_lib.sources.tape import Tape, write_tape
 
 
 def market(number: int) -> list[Tick]:
@@ -189,3 +193,52 @@ def test_a_damaged_lean_zip_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(TapeError, match="cannot read the tape"):
         list(Tape(tmp_path))
+
+
+def test_a_parquet_tape_torn_anywhere_gives_all_that_stands_whole_before_the_tear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet_rows, "PART_ROWS", 100)
+    recorded = market(1_000)
+    write_tape(recorded, tmp_path / "whole.parquet")
+    content = (tmp_path / "whole.parquet").read_bytes()
+    assert pq.read_table(tmp_path / "whole.parquet").num_rows == 1_000  # any other program reads it, too
+    dice, kept = random.Random(7), set()
+    for end in sorted(dice.sample(range(12_000, len(content) - 1), 60)):
+        path = tmp_path / "torn.parquet"
+        path.write_bytes(content[:end])
+        tape = Tape(path)
+        ticks = list(tape)
+        assert ticks == recorded[: len(ticks)] and len(ticks) % 100 == 0 and tape.total == len(ticks)
+        assert tape.bad.torn is not None and tape.bad.torn.startswith(f"{len(ticks):,} ticks before the tear were read, ")
+        kept.add(len(ticks))
+    assert max(kept) == 1_000 and len(kept) > 5
+
+
+def test_a_tear_loses_no_more_than_a_part(tmp_path: Path) -> None:
+    recorded = market(3 * parquet_rows.PART_ROWS + 10)
+    path = tmp_path / "tape.parquet"
+    write_tape(recorded, path)
+    path.write_bytes(path.read_bytes()[:-30_000])
+    assert len(list(Tape(path))) >= 2 * parquet_rows.PART_ROWS
+
+
+def test_a_torn_tape_says_what_was_read_and_what_is_lost(tmp_path: Path) -> None:
+    content = b"\n".join(encode_tick(tick) for tick in market(3))
+    (tmp_path / "tape.jsonl").write_bytes(content[:-10])
+    reports: list[str] = []
+    assert len(list(Replay(Tape(tmp_path / "tape.jsonl"), speed="max", report=reports.append))) == 2
+    (report,) = reports
+    assert "torn end: 2 ticks before the tear were read" in report and "bytes of line 3 are lost" in report
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_a_tape_replayed_verbatim_is_the_same_byte_for_byte(tmp_path: Path, suffix: str) -> None:
+    recorded = market(500)
+    write_tape(recorded, tmp_path / f"tape{suffix}")
+    played = list(Replay(Tape(tmp_path / f"tape{suffix}"), speed="max", verbatim=True))
+    assert [encode_tick(tick) for tick in played] == [encode_tick(tick) for tick in recorded]
+
+
+def test_verbatim_and_moved_to_now_contradict_each_other(tmp_path: Path) -> None:
+    write_tape(market(1), tmp_path / "tape.jsonl")
+    with pytest.raises(SettingsError, match=r"VERBATIM.*MOVE_TO_NOW"):
+        Replay(Tape(tmp_path / "tape.jsonl"), verbatim=True, move_to_now=True)
