@@ -32,7 +32,7 @@ class Market:
         self.silent: set[str] = set()
         self.fault: BaseException | None = None
         store.create_tables()
-        store.bind("page-tests", WINDOW_MS)
+        store.bind("page-tests", WINDOW_MS, {})
         now = time.time_ns() // 1_000_000
         first = (now // WINDOW_MS - HISTORY_BARS) * WINDOW_MS
         self._commit(
