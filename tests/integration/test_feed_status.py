@@ -12,8 +12,9 @@ from pipeline_lib import pipeline
 from pipeline_lib.records import FeedStatus, Gap, SymbolFreshness
 from pipeline_lib.store import Store, from_ms
 
-# A minute ahead, so that it is not long ago by the time that the services run.
-NOW = time.time_ns() // 1_000_000 + 60_000
+# An hour ahead, so that it is not long ago when the test comes to its turn; what has to be old by then is hours older.
+NOW = time.time_ns() // 1_000_000 + 3_600_000
+OLD = NOW - 3 * 3_600_000
 
 
 @pytest.fixture
@@ -44,9 +45,9 @@ def test_freshness_is_stored_and_shown_beside_the_price_or_without_one(store: St
 
 
 def test_a_word_that_is_old_is_taken_for_no_data_since_then(store: Store) -> None:
-    store.keep_feed_status(status(NOW - 200_000, symbols=(LIVE, CLOSED)))
+    store.keep_feed_status(status(OLD, symbols=(LIVE, CLOSED)))
     found = store.load_freshness()
-    assert set(found["state"]) == {"NO DATA"} and set(found["since"]) == {from_ms(NOW - 200_000)}
+    assert set(found["state"]) == {"NO DATA"} and set(found["since"]) == {from_ms(OLD)}
     assert found["opens_at"].isna().all()
 
 
@@ -63,7 +64,7 @@ def test_a_simulated_market_after_a_live_feed_leaves_no_freshness(store: Store) 
 
 
 def test_a_symbol_that_the_feed_has_not_named_for_long_is_forgotten(store: Store) -> None:
-    store.keep_feed_status(status(NOW - 700_000, symbols=(LIVE, CLOSED)))
+    store.keep_feed_status(status(OLD - 700_000, symbols=(LIVE, CLOSED)))
     store.keep_feed_status(status(symbols=(LIVE,)))
     assert states(store) == {"AAPL": "LIVE"}
 
