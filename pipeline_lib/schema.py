@@ -14,6 +14,7 @@ from pipeline_lib.errors import SchemaError
 TABLES = (
     "pipeline_identity",
     "stream_offsets",
+    "accepted_gaps",
     "stream_watermark",
     "stock_aggregates",
     "dead_letters",

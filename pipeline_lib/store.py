@@ -58,6 +58,9 @@ _FRESHNESS_NOW = (
 
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
+# first_offset to next_offset = good + dead + gap + holes; of the dead letters, pruned ones are not kept any more.
+_ACCOUNT_COLUMNS = "partition, first_offset, next_offset, good_count, dead_letter_count, pruned_letter_count, gap_count"
+
 _BAR_COLUMNS = (
     "symbol, window_start, window_end, open, high, low, close, volume, notional, tick_count, trade_count, poll_count, mean_price, "
     "square_deviation, first_event_time, open_partition, open_offset, last_event_time, close_partition, close_offset, "
@@ -541,12 +544,8 @@ class Store:
         return self._frame('select * from dead_letters order by recorded_at desc, partition, "offset" desc limit %s', (limit,))
 
     def load_accounts(self) -> pd.DataFrame:
-        """Return for each partition what was consumed: partition, first_offset, next_offset, good_count, dead_letter_count."""
-        return self._frame(
-            "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets where topic = %s"
-            " order by partition",
-            (self.topic,),
-        )
+        """Return for each partition what was consumed: the columns of _ACCOUNT_COLUMNS."""
+        return self._frame(f"select {_ACCOUNT_COLUMNS} from stream_offsets where topic = %s order by partition", (self.topic,))
 
     def snapshot(self) -> Snapshot:
         """Return offsets, bars and the number of dead letters as they were at one instant.
@@ -558,9 +557,7 @@ class Store:
             row = cursor.fetchone()
             if row is None:
                 raise SchemaError("cannot read the bars: no stream has written to this database yet; run `stocks stream`")
-            offsets = _fetch_frame(
-                cursor, "select partition, first_offset, next_offset, good_count, dead_letter_count from stream_offsets order by partition"
-            )
+            offsets = _fetch_frame(cursor, f"select {_ACCOUNT_COLUMNS} from stream_offsets order by partition")
             bars = _fetch_frame(cursor, "select * from stock_aggregates order by symbol, window_start")
             cursor.execute("select partition, count(*) from dead_letters where topic = %s group by partition", (row[0],))
             return Snapshot(row[0], row[1], row[2], offsets, bars, dict(cursor.fetchall()))

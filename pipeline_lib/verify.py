@@ -251,8 +251,11 @@ def _account_faults(counts: dict[int, tuple[int, int]], offsets: pd.DataFrame, e
         stored, ours = (row["good_count"], row["dead_letter_count"]), counts.get(partition, (0, 0))
         if stored != ours:
             faults.append(f"partition {partition}: {stored[0]} good and {stored[1]} dead are stored, the topic has {ours[0]} and {ours[1]}")
-        if row["kept_dead_letters"] != ours[1]:
-            faults.append(f"partition {partition}: {row['kept_dead_letters']} dead letters are kept, the topic has {ours[1]}")
+        if row["kept_dead_letters"] + row["pruned_letter_count"] != ours[1]:
+            faults.append(
+                f"partition {partition}: {row['kept_dead_letters']} dead letters are kept, {row['pruned_letter_count']} pruned, "
+                f"the topic has {ours[1]}"
+            )
     return faults
 
 

@@ -10,7 +10,7 @@ create table pipeline_identity (
 );
 
 -- Up to where each partition has been consumed. Advanced in the transaction that merges the bars of those messages.
--- good_count + dead_letter_count are the messages from first_offset to next_offset, less holes in the offsets.
+-- From first_offset to next_offset each offset is a good message, a dead letter, in an accepted gap, or a hole.
 create table stream_offsets (
     topic text not null,
     topic_id text not null,
@@ -19,9 +19,23 @@ create table stream_offsets (
     next_offset bigint not null,
     good_count bigint not null default 0,
     dead_letter_count bigint not null default 0,
+    pruned_letter_count bigint not null default 0, -- of the dead letters, those that are not kept any more
+    gap_count bigint not null default 0, -- what the rows of accepted_gaps add up to
     updated_at timestamptz not null default now(),
     primary key (topic, partition),
-    check (good_count + dead_letter_count <= next_offset - first_offset)
+    check (good_count + dead_letter_count + gap_count <= next_offset - first_offset),
+    check (pruned_letter_count between 0 and dead_letter_count)
+);
+
+-- Messages that retention removed before they were read, where a person has chosen to go on without them.
+create table accepted_gaps (
+    topic text not null,
+    partition integer not null,
+    from_offset bigint not null,
+    to_offset bigint not null, -- the first one after the gap
+    accepted_at timestamptz not null default now(),
+    primary key (topic, partition, from_offset),
+    check (from_offset < to_offset)
 );
 
 -- How far event time has come. A bar is final when its end is not after the watermark.
@@ -86,6 +100,8 @@ create table dead_letters (
     recorded_at timestamptz not null default now(),
     primary key (topic, partition, "offset")
 );
+
+create index dead_letters_time on dead_letters (recorded_at);
 
 -- One row a micro-batch that committed something.
 create table query_progress (
