@@ -6,10 +6,10 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run lab test notebooks bench lint
+.PHONY: help install run lab test test-faults notebooks bench lint
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## set everything up in .venv: packages, jars, the page (once; nothing is installed elsewhere)
 	@test -n "$(PYTHON)" || { echo "cannot install: no Python 3.11 or newer on the PATH; install one, or say: make PYTHON=/path/to/python" >&2; exit 1; }
@@ -23,6 +23,9 @@ lab: install ## JupyterLab with the notebooks
 
 test: install ## all tests, on real services
 	@$(BIN)/pytest
+
+test-faults: install ## every fault as often as it takes to believe it, hours; SOAK=5 for a soak of five minutes instead of 30
+	@$(BIN)/pytest tests/faults --repeats full --soak-minutes $(or $(SOAK),30)
 
 notebooks: install ## run the notebooks in order and record what they show
 	@$(BIN)/python scripts/run_notebooks.py

@@ -19,6 +19,12 @@ from pipeline_lib.services.java import find_java
 from pipeline_lib.services.postgres import find_binaries
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `make test-faults` says to tests/faults; without it each fault is tried once, and the long ones not at all."""
+    parser.addoption("--repeats", choices=("short", "full"), default="short", help="how often each fault of tests/faults is tried")
+    parser.addoption("--soak-minutes", type=float, default=30.0, help="how long the soak of tests/faults lasts, in a full run")
+
+
 def pytest_report_header() -> list[str]:
     """Return the versions of everything that the tests run on."""
 

@@ -38,11 +38,11 @@ def stage(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[str]
         process.communicate()
 
 
-@pytest.mark.parametrize("seed", [1])
-def test_a_stream_killed_half_way_loses_nothing_and_adds_nothing_twice(place: Place, seed: int) -> None:
+@pytest.mark.repeats("kill -9 of the Spark driver while it catches up", full=5)
+def test_a_stream_killed_half_way_loses_nothing_and_adds_nothing_twice(place: Place, repeat: int) -> None:
     settings = place.settings.replaced(max_offsets_per_trigger=2_000)
-    dice = random.Random(seed)
-    publish(settings, random_ticks(seed, 20_000))
+    dice = random.Random(repeat)
+    publish(settings, random_ticks(repeat, 20_000))
     store = open_store(place)
     store.create_tables()
     enough = dice.randint(1, 14_000)
