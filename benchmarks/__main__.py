@@ -21,7 +21,7 @@ from typing import Any
 
 from pipeline_lib.config import Settings
 from pipeline_lib.pipeline import Place
-from pipeline_lib.run import stage_environment
+from pipeline_lib.supervise import stage_environment
 
 HERE = Path(__file__).parent
 

@@ -24,7 +24,16 @@ from pipeline_lib.services.postgres_user import remove_shelters
 from pipeline_lib.services.process import State
 from pipeline_lib.services.status import ServiceStatus, local_status
 
-__all__ = ["ServiceStatus", "find_services", "remove_services", "service_status", "start_services", "stop_services"]
+__all__ = [
+    "ServiceStatus",
+    "find_died",
+    "find_services",
+    "kill_service",
+    "remove_services",
+    "service_status",
+    "start_services",
+    "stop_services",
+]
 
 LOCK_SECONDS = 1_000  # the first start may fetch the jars
 
@@ -118,6 +127,32 @@ def service_status(settings: Settings) -> list[ServiceStatus]:
         address = masked_url(postgres.database_url(home, state)) if state else None
         statuses.append(local_status("postgres", home / "postgres" / "postgres.log", state, address))
     return statuses
+
+
+def find_died(settings: Settings) -> list[str]:
+    """Return the names of the services of this PIPELINE_HOME that run no more, though nobody stopped them. Cheap enough to ask often."""
+    states = {name: process.read_state(settings.pipeline_home / name) for name in _local(settings)}
+    return [name for name, state in states.items() if state and state.born and process.find_process(state.born) is None]
+
+
+def kill_service(settings: Settings, name: str) -> None:
+    """Kill a service of this PIPELINE_HOME as `kill -9` does.
+
+    Raises ServiceError if it does not run, or if its address is given: then it is not ours to kill.
+    """
+    if name not in _local(settings):
+        raise ServiceError(f"cannot kill {name}: its address is given, so it is not ours; name none, and one is started that is")
+    state = process.read_state(settings.pipeline_home / name)
+    found = process.find_process(state.born) if state else None
+    if found is None:
+        raise ServiceError(f"cannot kill {name}: it does not run; wait until it is started again")
+    found.kill()
+
+
+def _local(settings: Settings) -> list[str]:
+    """Return the names of the services that have no address in the settings, and so are ours to run."""
+    given = {"kafka": settings.kafka_bootstrap_servers, "postgres": settings.database_url}
+    return [name for name, address in given.items() if address is None]
 
 
 def _ensure(service: ModuleType, name: str, folder: Path, report: Report) -> None:

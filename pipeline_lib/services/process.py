@@ -140,7 +140,7 @@ def find_process(born: Born | None) -> psutil.Process | None:
         return None
     child = _children.get(born.pid)
     if child is not None and child.poll() is not None:
-        del _children[born.pid]
+        _children.pop(born.pid, None)  # another thread may have been faster
     try:
         process = psutil.Process(born.pid)
         # psutil derives the time of birth from the clock, which may have been put right by a little since.

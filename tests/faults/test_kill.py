@@ -16,7 +16,7 @@ from runs import assert_equal, assert_eventually, open_store, publish, random_ti
 from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
 from pipeline_lib.pipeline import Place
-from pipeline_lib.run import stage_environment
+from pipeline_lib.supervise import stage_environment
 
 
 @contextmanager

@@ -17,10 +17,10 @@ from runs import assert_equal, assert_eventually
 from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import PipelineError
-from pipeline_lib.run import stage_environment
 from pipeline_lib.services import find_services, remove_services, service_status, start_services
 from pipeline_lib.services.locks import hold_lock
 from pipeline_lib.services.process import choose_ports
+from pipeline_lib.supervise import stage_environment
 
 
 class Run:

@@ -19,9 +19,9 @@ from runs import assert_eventually
 from pipeline_lib import pipeline, topics
 from pipeline_lib.finnhub_stand_in import REST_FAULTS, SOCKET_FAULTS, Answer, FinnhubStandIn, Plan
 from pipeline_lib.records import status_topic
-from pipeline_lib.run import stage_environment
 from pipeline_lib.schema import TABLES
 from pipeline_lib.sources.simulated import SimulatedMarket
+from pipeline_lib.supervise import stage_environment
 
 SENTINEL = "sentinel7key7that7nobody7may7see"
 SYMBOLS = ("AAPL", "MSFT", "NONE")

@@ -9,8 +9,8 @@ from test_runs import CELL_SECONDS, NOTEBOOKS, run_python
 
 from pipeline_lib.config import Settings
 from pipeline_lib.finnhub_stand_in import FinnhubStandIn, Plan
-from pipeline_lib.run import stage_environment
 from pipeline_lib.sources.simulated import SimulatedMarket
+from pipeline_lib.supervise import stage_environment
 
 SENTINEL = "sentinel8key8that8nobody8may8see"
 
