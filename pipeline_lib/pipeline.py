@@ -128,7 +128,8 @@ def open_spark(settings: Settings, report: Report | None = None) -> SparkSession
     from pipeline_lib.services import jars, java
     from pipeline_lib.stream import SparkRuntime, open_session
 
-    runtime = SparkRuntime(java.find_java().home, tuple(jars.connector_jars(report)), settings.pipeline_home / "logs" / "spark.log")
+    home = settings.pipeline_home
+    runtime = SparkRuntime(java.find_java().home, tuple(jars.connector_jars(report)), home / "logs" / "spark.log", home / "spark")
     return open_session(settings.spark_master, runtime)
 
 

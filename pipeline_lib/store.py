@@ -211,6 +211,10 @@ class Store:
 
     def _unavailable(self, error: Exception) -> UnavailableError:
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if isinstance(error, pg_errors.DiskFull):
+            return UnavailableError(
+                f"cannot write into PostgreSQL at {masked_url(self.url)}: {said}; free its disk: what waits goes on by itself"
+            )
         return UnavailableError(f"cannot use PostgreSQL at {masked_url(self.url)}: {said}; is it running? (`stocks status`)")
 
     @contextlib.contextmanager

@@ -54,11 +54,12 @@ KEPT_PROGRESS = 500
 
 
 class SparkRuntime(NamedTuple):
-    """What Spark needs of this machine: the Java it runs on, the connector's jars, and the file it logs to."""
+    """What Spark needs of this machine: the Java it runs on, the connector's jars, its log, and where its temporary files go."""
 
     java_home: Path
     jars: tuple[Path, ...]
     log: Path
+    scratch: Path
 
 
 class Sink(Protocol):
@@ -98,10 +99,20 @@ def load_messages(session: SparkSession, servers: str, topic: str) -> DataFrame:
 
 def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
     """Return the Spark session of this process, started if there is none; it logs to a file and prints nothing."""
-    runtime.log.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        runtime.log.parent.mkdir(parents=True, exist_ok=True)
+        log_configuration = _log_configuration(runtime.log)
+        # A Java that is killed leaves its blocks and unpacked libraries behind: not in the system's folder, where they would stay.
+        scratch = _new_folder(runtime.scratch, "session")
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot start Spark: {error.strerror or error} in {runtime.scratch.parent}; free or open that disk, or set PIPELINE_HOME"
+        ) from error
     os.environ["JAVA_HOME"] = str(runtime.java_home)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    java_options = f"-XX:+UseParallelGC -Dlog4j2.configurationFile={_log_configuration(runtime.log).as_uri()}"
+    java_options = (
+        f'-XX:+UseParallelGC -Dlog4j2.configurationFile={log_configuration.as_uri()} -Djava.io.tmpdir="{scratch.absolute().as_posix()}"'
+    )
     builder = (
         SparkSession.builder.master(master)
         .appName("stocks")
@@ -306,6 +317,8 @@ class Stream:
                 f"({self._offsets}): {said}; "
                 "name an empty database, which is filled from what the topic still holds"
             )
+        if "No space left on device" in text and not self._batch_error:
+            return UnavailableError(_checkpoint_fault(self.plan.checkpoints, "no space left on device"))
         if "kafka" in text and ("Timeout" in text or "disconnect" in text.lower() or "No resolvable bootstrap" in text):
             return UnavailableError(
                 f"cannot read topic {self.plan.topic!r} at {self.plan.servers}: {said}; is Kafka running? (`stocks status`)"
@@ -436,12 +449,25 @@ def format_batch(batch: Batch) -> Iterator[str]:
 
 
 def _new_checkpoint(checkpoints: Path, run_id: str) -> Path:
-    """Return a fresh folder for one query, and remove those of processes that are gone."""
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    for old in checkpoints.glob("query-*-*"):
-        if not psutil.pid_exists(int(old.name.split("-")[1])):
+    """Return a fresh folder for one query. Raises UnavailableError if there can be none for now: a full disk may be freed."""
+    try:
+        return _new_folder(checkpoints, "query", run_id)
+    except OSError as error:
+        raise UnavailableError(_checkpoint_fault(checkpoints, error.strerror or str(error))) from error
+
+
+def _checkpoint_fault(checkpoints: Path, said: str) -> str:
+    return f"cannot write Spark's checkpoint in {checkpoints}: {said}; free or open that disk, and the stream goes on by itself"
+
+
+def _new_folder(parent: Path, kind: str, name: str = "") -> Path:
+    """Return a fresh folder of this process, and remove those of its kind whose processes are gone."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for old in parent.glob(f"{kind}-*-*"):
+        pid = old.name.split("-")[1]
+        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
             shutil.rmtree(old, ignore_errors=True)
-    folder = checkpoints / f"query-{os.getpid()}-{run_id}"
+    folder = parent / f"{kind}-{os.getpid()}-{name or uuid.uuid4().hex[:6]}"
     folder.mkdir()
     return folder
 

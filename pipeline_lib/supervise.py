@@ -7,6 +7,7 @@ another thread. A service whose address is given is used, and never started, kil
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -21,10 +22,14 @@ from pipeline_lib import pipeline
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import EXIT_TRY_AGAIN, PipelineError, ServiceError
 from pipeline_lib.services import find_died, kill_service, service_status, start_services, stop_services
+from pipeline_lib.services.process import bound_log
 
 STOP_SECONDS = 20.0
-# How often in a row a stage may die before it is left dead.
+# How often in a row a stage may die before it is left dead. One that says itself that another try may do, and the services,
+# which a full disk keeps down, are tried for as long as it takes, after at most this pause.
 MAX_DEATHS = 5
+MAX_PAUSE_SECONDS = 15.0
+LOGS_SECONDS = 10.0
 # Whatever lives this long has not died "in a row".
 LONG_LIFE_SECONDS = 60.0
 
@@ -40,6 +45,8 @@ class Supervisor:
         self._settings, self._report = settings, report or (lambda line: None)
         self._before = {found.name for found in service_status(settings) if found.state == "running"}
         self._lives = Lives("services")
+        self._down: set[str] = set()  # died, and not up again yet
+        self._logs_seen_at = 0.0
         self._changing = threading.Lock()  # what is being stopped is not to be started again
 
     def start_services(self) -> Settings:
@@ -61,17 +68,29 @@ class Supervisor:
     def keep_alive(self) -> None:
         """Start again whatever has died. Raises PipelineError if something has ended with a fault of its own, or dies again and again."""
         with self._changing:
-            died = find_died(self._settings)
-            if died and self._lives.may_begin_again():
+            self._bound_logs()
+            # One that could not be started has no process that could have died: it is down until a start succeeds.
+            self._down.update(find_died(self._settings))
+            if self._down and self._lives.may_begin_again(for_ever=True):
                 try:
                     start_services(self._settings, self._report)
-                    self.returns.update(died)
+                    self.returns.update(self._down)
+                    self._down.clear()
                     self._lives.begin()
                 except ServiceError as error:
                     self._report(str(error))
                     self._lives.failed()
             for stage in self.stages.values():
                 stage.keep_alive()
+
+    def _bound_logs(self) -> None:
+        """Keep short what the stages, the page and PostgreSQL append to; Kafka and Spark put their own logs aside."""
+        if time.monotonic() - self._logs_seen_at < LOGS_SECONDS:
+            return
+        self._logs_seen_at = time.monotonic()
+        for log in ("logs/stream.log", "logs/feed.log", "dashboard/voila.log", "postgres/postgres.log"):
+            with contextlib.suppress(OSError):  # on a full disk a copy is not to be had
+                bound_log(self._settings.pipeline_home / log)
 
     def kill(self, name: str) -> None:
         """Kill a stage or a service as `kill -9` does; what is killed on purpose does not count as dying again and again.
@@ -156,7 +175,7 @@ class Stage:
             return
         if status > 0 and status != EXIT_TRY_AGAIN:
             raise PipelineError(f"the {self.name} has ended: {self.last_line.removeprefix('error: ')} (log: {_relative(self.log)})")
-        if self._lives.may_begin_again():
+        if self._lives.may_begin_again(for_ever=status == EXIT_TRY_AGAIN):
             self.start()
 
     def kill(self) -> None:
@@ -202,14 +221,17 @@ class Lives:
         """Forget the deaths up to now: the one that comes was wanted."""
         self._deaths = 0
 
-    def may_begin_again(self) -> bool:
-        """Return whether the time for another start has come. Raises PipelineError if it has died too often in a row."""
+    def may_begin_again(self, *, for_ever: bool = False) -> bool:
+        """Return whether the time for another start has come.
+
+        Raises PipelineError if it has died too often in a row, unless it is to be tried `for_ever`.
+        """
         now = time.monotonic()
         if not self._again_at:
             self._deaths = 1 if now - self._began_at > LONG_LIFE_SECONDS else self._deaths + 1
-            if self._deaths > MAX_DEATHS:
+            if self._deaths > MAX_DEATHS and not for_ever:
                 raise PipelineError(f"the {self.name} has died {self._deaths} times in a row: see the logs, and start anew")
-            self._again_at = now + 0.5 * 2 ** (self._deaths - 1)
+            self._again_at = now + min(0.5 * 2 ** (self._deaths - 1), MAX_PAUSE_SECONDS)
         return now >= self._again_at
 
 

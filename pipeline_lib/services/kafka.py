@@ -1,13 +1,14 @@
 """Apache Kafka on this machine: broker and controller in one process, on the loopback only.
 
 It starts and stops the real broker and knows nothing about topics (that is `pipeline_lib.topics`). Its folder,
-`PIPELINE_HOME/kafka`, holds `data/`, `server.properties` (written anew at every start), `kafka.log` and `state.json`.
+`PIPELINE_HOME/kafka`, holds `data/`, `tmp/`, `server.properties` (written anew at every start), `kafka.log` and `state.json`.
 Called by `services` alone, which holds the lock.
 """
 
 from __future__ import annotations
 
 import base64
+import shutil
 import socket
 import struct
 import subprocess
@@ -89,7 +90,14 @@ def start(home: Path, report: Callable[[str], None]) -> State:
     former = process.read_state(folder)
     ports = process.choose_ports(("client", "controller"), former.ports if former else {}, report)
     (folder / "server.properties").write_text(PROPERTIES.format(**ports), encoding="ascii")
-    run = [java, *JVM_OPTIONS, f"-Dlog4j2.configurationFile={(HERE / 'kafka-log4j2.xml').as_posix()}", "-cp", classpath]
+    run = [
+        java,
+        *JVM_OPTIONS,
+        f"-Djava.io.tmpdir={_fresh_temporary_folder(folder)}",
+        f"-Dlog4j2.configurationFile={(HERE / 'kafka-log4j2.xml').as_posix()}",
+        "-cp",
+        classpath,
+    ]
     if not (folder / "data" / "meta.properties").exists():  # the formatter writes it last
         _format(folder, run)
     logged = process.log_size(folder / "kafka.log")
@@ -155,6 +163,14 @@ def _format(folder: Path, run: list[str]) -> None:
     if formatted.returncode != 0:
         said = (formatted.stderr + formatted.stdout).strip().splitlines() or ["it says nothing"]
         raise ServiceError(f"cannot format Kafka's folder: {said[-1][:300]}; see {folder.parent.name}/kafka/kafka.log")
+
+
+def _fresh_temporary_folder(folder: Path) -> str:
+    """Return an empty folder for what Java unpacks, such as lz4's library: a killed one leaves it behind."""
+    temporary = folder / "tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    return temporary.absolute().as_posix()
 
 
 def _telling_line(folder: Path, since: int) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,7 +32,7 @@ PORTS = range(20_000, 30_000)
 
 PORT_SECONDS = 3  # a guess; a killed JVM needs some tenths of a second to go
 
-LOG_BYTES = 5_000_000  # a longer log is put aside as .1 at the next start
+LOG_BYTES = 5_000_000  # a longer log is put aside as .1
 
 # A process forgets a child that nobody holds, and Python warns about it. Ours are meant to go on alone.
 _children: dict[int, subprocess.Popen[bytes]] = {}
@@ -95,8 +96,7 @@ def spawn(program: Program) -> Born:
 
     Raises ServiceError if the operating system refuses.
     """
-    if program.log.is_file() and program.log.stat().st_size > LOG_BYTES:
-        program.log.replace(program.log.with_name(f"{program.log.name}.1"))
+    bound_log(program.log)
     environment = {**service_environment(), **program.environment}
     try:
         with program.log.open("ab") as log:
@@ -118,6 +118,16 @@ def spawn(program: Program) -> Born:
         return Born(child.pid, psutil.Process(child.pid).create_time())
     except psutil.NoSuchProcess:
         return Born(child.pid, time.time())  # dead already; whoever waits for it will see that
+
+
+def bound_log(log: Path) -> None:
+    """Put a log that has grown long aside as .1, under the process too that appends to it.
+
+    It is copied and cut to nothing, since its writer holds the file itself; the little that it writes between the two is lost.
+    """
+    if log.is_file() and log.stat().st_size > LOG_BYTES:
+        shutil.copyfile(log, log.with_name(f"{log.name}.1"))
+        os.truncate(log, 0)
 
 
 def service_environment() -> dict[str, str]:

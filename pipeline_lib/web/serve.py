@@ -67,7 +67,8 @@ def serve_dashboard(settings: Settings, report: Callable[[str], None] | None = N
     log_path.parent.mkdir(parents=True, exist_ok=True)
     if report:
         report("starting the dashboard")
-    with log_path.open("wb") as log:
+    log_path.unlink(missing_ok=True)
+    with log_path.open("ab") as log:  # appended to, so that it can be cut while it is written
         process = _start_voila(settings, log)
     server = DashboardServer(process, f"http://{HOST}:{settings.dashboard_port}/", log_path)
     try:
