@@ -17,16 +17,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pipeline_lib import topics
+from pipeline_lib import audit, topics
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import MessageError, PipelineError, SchemaError, TopicError, UnavailableError
+from pipeline_lib.errors import MessageError, PipelineError, TopicError, UnavailableError
 from pipeline_lib.producer import Producer, PublishReport, StatusBeat, publish_ticks
+from pipeline_lib.recompute import Scope
 from pipeline_lib.records import FeedStatus, Gap, Tick, decode_status, decode_tick, status_topic
 from pipeline_lib.services import start_services
 from pipeline_lib.sources import Source
 from pipeline_lib.sources.market_hours import NEW_YORK
 from pipeline_lib.store import Store, create_database, drop_database, from_ms
-from pipeline_lib.verify import VerifyReport, compare_bars, recompute_bars
+from pipeline_lib.verify import VerifyReport
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -320,31 +321,24 @@ class Live:
 # Verify, record
 
 
-def verify(settings: Settings) -> VerifyReport:
+def verify(settings: Settings, scope: Scope = Scope(), processes: int | None = None) -> VerifyReport:  # noqa: B008 - a value
     """Recompute the bars from the topic up to the stored offsets, compare, and return the report.
 
-    Raises SchemaError if the stored offsets belong to another topic than the one that is there.
+    `processes` is how many read a large topic: by default one a core. Raises SchemaError if the stored offsets belong to
+    another topic than the one that is there.
     """
-    servers, store = servers_of(settings), open_store(settings)
-    snapshot = store.snapshot()
-    store.close()
-    info = topics.describe_topic(servers, snapshot.topic)
-    if info.id != snapshot.topic_id:
-        raise SchemaError(
-            f"cannot verify: topic {info.name!r} has id {info.id}, the stored offsets belong to id {snapshot.topic_id}: "
-            "it was deleted and made again; name the database that belongs to it"
-        )
-    ranges = topics.read_offsets(servers, snapshot.topic)
-    first = dict(zip(snapshot.offsets["partition"], snapshot.offsets["first_offset"], strict=True))
-    ends = {int(part): int(end) for part, end in zip(snapshot.offsets["partition"], snapshot.offsets["next_offset"], strict=True)}
-    starts = {part: max(int(first[part]), ranges[part].earliest) for part in ends}
-    recomputed = recompute_bars(topics.read_messages(servers, snapshot.topic, starts, ends), snapshot.window_ms)
-    accounts = snapshot.offsets.assign(
-        kept_dead_letters=snapshot.offsets["partition"].map(snapshot.dead_letters).fillna(0).astype(int),
-        earliest=snapshot.offsets["partition"].map({part: found.earliest for part, found in ranges.items()}),
-    )
-    unread = sum(found.latest - max(ends.get(part, 0), found.earliest) for part, found in ranges.items())
-    return compare_bars(recomputed, snapshot.bars, accounts)._replace(unread=unread)
+    with contextlib.closing(open_store(settings)) as store:
+        return audit.verify(servers_of(settings), store, scope, processes)
+
+
+def watch(settings: Settings, stopping: threading.Event, scope: Scope = Scope(), every_seconds: float = 5) -> Iterator[VerifyReport]:  # noqa: B008 - a value
+    """Yield the report of each pass of verify, every so many seconds until `stopping` is set; a pass reads what is new alone."""
+    with contextlib.closing(open_store(settings)) as store:
+        passes = audit.Watch(servers_of(settings), store, scope)
+        while True:
+            yield passes.next_report()
+            if stopping.wait(every_seconds):
+                return
 
 
 class Recording(NamedTuple):

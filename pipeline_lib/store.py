@@ -170,7 +170,11 @@ class CommitResult(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """The stored offsets and bars of one instant, and how many dead letters are kept of each partition."""
+    """The stored offsets and bars of one instant, and how many dead letters are kept of each partition.
+
+    ``bars`` are those asked for, ``bar_count`` is how many there are, changed or not. ``seen`` is what a later snapshot is
+    given to have the bars alone that were written after this one.
+    """
 
     topic: str
     topic_id: str
@@ -178,6 +182,18 @@ class Snapshot(NamedTuple):
     offsets: pd.DataFrame
     bars: pd.DataFrame
     dead_letters: dict[int, int]  # kept, by partition
+    bar_count: int
+    seen: str
+
+    @property
+    def first_offsets(self) -> dict[int, int]:
+        """Where the consumption of each partition began."""
+        return {int(part): int(offset) for part, offset in zip(self.offsets["partition"], self.offsets["first_offset"], strict=True)}
+
+    @property
+    def next_offsets(self) -> dict[int, int]:
+        """Up to where each partition has been consumed."""
+        return {int(part): int(offset) for part, offset in zip(self.offsets["partition"], self.offsets["next_offset"], strict=True)}
 
 
 class Store:
@@ -551,20 +567,47 @@ class Store:
         """Return for each partition what was consumed: the columns of _ACCOUNT_COLUMNS."""
         return self._frame(f"select {_ACCOUNT_COLUMNS} from stream_offsets where topic = %s order by partition", (self.topic,))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(
+        self,
+        *,
+        since: int | None = None,
+        until: int | None = None,
+        symbols: list[str] | None = None,
+        changed_since: str | None = None,
+    ) -> Snapshot:
         """Return offsets, bars and the number of dead letters as they were at one instant.
 
-        Raises SchemaError if no stream has written here yet.
+        Of all bars, or those whose window lies within [since, until] (epoch milliseconds), of some symbols, written since
+        an earlier snapshot. Raises SchemaError if no stream has written here yet.
         """
+        asked = (
+            " from stock_aggregates where (%(since)s is null or window_start >= %(since)s)"
+            " and (%(until)s is null or window_end <= %(until)s) and (%(symbols)s::text[] is null or symbol = any(%(symbols)s))"
+        )
+        arguments = {
+            "since": None if since is None else from_ms(since),
+            "until": None if until is None else from_ms(until),
+            "symbols": symbols,
+            "changed": changed_since,
+        }
         with self._transaction(read_only=True, repeatable=True) as cursor:
             cursor.execute("select topic, topic_id, window_ms from pipeline_identity")
             row = cursor.fetchone()
             if row is None:
                 raise SchemaError("cannot read the bars: no stream has written to this database yet; run `stocks stream`")
             offsets = _fetch_frame(cursor, f"select {_ACCOUNT_COLUMNS} from stream_offsets order by partition")
-            bars = _fetch_frame(cursor, "select * from stock_aggregates order by symbol, window_start")
+            # A transaction that runs now may commit rows of an older number later: what is new is counted from the oldest of these.
+            bars = _fetch_frame(
+                cursor,
+                f"select *{asked} and (%(changed)s is null or age(xmin) <= age(%(changed)s::xid)) order by symbol, window_start",
+                arguments,
+            )
+            cursor.execute(f"select count(*){asked}", arguments)
+            bar_count = cursor.fetchone()[0]
+            cursor.execute("select (txid_snapshot_xmin(txid_current_snapshot()) % 4294967296)::text")
+            seen = cursor.fetchone()[0]
             cursor.execute("select partition, count(*) from dead_letters where topic = %s group by partition", (row[0],))
-            return Snapshot(row[0], row[1], row[2], offsets, bars, dict(cursor.fetchall()))
+            return Snapshot(row[0], row[1], row[2], offsets, bars, dict(cursor.fetchall()), bar_count, seen)
 
 
 def create_database(url: str, name: str) -> str:

@@ -130,6 +130,16 @@ def read_offsets(servers: str, topic: str) -> dict[int, OffsetRange]:
     return {part.partition: OffsetRange(earliest[part].offset, latest[part].offset) for part in partitions}
 
 
+def find_offsets(servers: str, topic: str, timestamp: int) -> dict[int, int]:
+    """Return for each partition the first offset whose message has that time, epoch milliseconds, or a later one; else its end."""
+    partitions = [TopicPartition(topic, number) for number in describe_topic(servers, topic).partitions]
+    with _admin(servers) as admin:
+        found = admin.list_partition_offsets(dict.fromkeys(partitions, max(0, timestamp)))
+        latest = admin.list_partition_offsets(dict.fromkeys(partitions, OffsetSpec.LATEST))
+    # Kafka says -1 where every message is earlier.
+    return {part.partition: found[part].offset if found[part].offset >= 0 else latest[part].offset for part in partitions}
+
+
 def partition_of(key: bytes, partitions: int) -> int:
     """Return the partition that producers give a key: Kafka's own rule, the murmur2 hash of its bytes."""
     return (murmur2(key) & 0x7FFFFFFF) % partitions

@@ -1,25 +1,28 @@
-"""Recompute the bars from the topic, without Spark and without PostgreSQL, and compare them with the stored ones.
+"""Compare the bars that the topic comes to with the stored ones: the second opinion's verdict.
 
-The second opinion: it shares the grammar with the stream and nothing else. It is given messages and a snapshot, and
-reads neither Kafka nor PostgreSQL itself. Called by pipeline.py.
+It is given what recompute.py found and a snapshot of the tables, and reads neither Kafka nor PostgreSQL itself. Called by
+audit.py.
 
 Prices, counts and times are compared exactly. Sums of fractions, vwap and mean_price to a relative 1e-9, since
 different cuts of one bar give different last digits; price_stddev likewise, or to 1e-9 of the price.
 is_final, revision, late_tick_count and updated_at depend on when ticks came, and are no part of it.
+
+Where retention has removed messages that were consumed, a bar that the table gives more ticks than the topic still has is
+*cut*: it cannot be known any more, and is left out by name and number. It is not out of sight, though. What is left of it
+has to be within it (its high no lower, its sums no smaller), its open and close are compared if their messages are still
+there, and the ticks that all cut bars have lost are, together, those that the partitions have lost. Every other bar is
+compared in full, a bar that has lost nothing too, whatever partition it is of.
 """
 
 from __future__ import annotations
 
 import math
-from array import array
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
-from pipeline_lib.errors import MessageError
-from pipeline_lib.records import Message, Tick, decode_tick
+from pipeline_lib.recompute import Place, Recomputed
 
 RELATIVE_TOLERANCE = 1e-9
 
@@ -42,6 +45,18 @@ _EXACT = (
     "previous_close",
 )
 _CLOSE = ("volume", "notional", "vwap", "mean_price")
+# What a tick more can only make larger.
+_NO_LESS = (
+    "high",
+    "tick_count",
+    "trade_count",
+    "poll_count",
+    "last_event_time",
+    "last_receipt_time",
+    "previous_close",
+    "volume",
+    "notional",
+)
 MAX_SHOWN = 20
 
 
@@ -56,7 +71,12 @@ class Difference(NamedTuple):
 
 
 class VerifyReport(NamedTuple):
-    """What the comparison found. ``left_out`` are bars whose first ticks retention has removed from the topic."""
+    """What the comparison found. ``left_out`` are bars that retention has cut, and ``read_from`` is where reading began.
+
+    ``accounts`` are the partitions whose counts were compared: those that were read whole. ``ids_twice`` is how many of the
+    messages read had an id that came before, and ``ids_shown`` some of them: (partition, offset, id). That is no difference:
+    the topic is the truth, and the table counts what it holds.
+    """
 
     messages: int
     good: int
@@ -67,7 +87,11 @@ class VerifyReport(NamedTuple):
     account_faults: list[str]
     left_out: list[str]
     offsets: dict[int, int]
-    unread: int = 0  # messages after the stored offsets: neither compared nor wrong
+    accounts: list[int]
+    read_from: dict[int, int]
+    unread: int  # messages after the stored offsets: neither compared nor wrong
+    ids_twice: int
+    ids_shown: list[tuple[int, int, str]]
 
     @property
     def equal(self) -> bool:
@@ -81,130 +105,118 @@ class VerifyReport(NamedTuple):
         )
 
 
-class _Bar:
-    """The ticks of one bar, as columns, until it is computed."""
+class Comparison(NamedTuple):
+    """What comparing some bars found: how many were compared and differ, the first differences, and the bars that are cut.
 
-    __slots__ = ("closing", "last_receipt_time", "news", "opening", "polls", "previous_close", "prices", "volumes")
-
-    def __init__(self) -> None:
-        self.prices, self.volumes, self.news = array("d"), array("d"), array("d")
-        self.polls = 0
-        self.opening: tuple[int, int, int, float] = (2**63, 0, 0, 0.0)
-        self.closing: tuple[int, int, int, float] = (-1, 0, 0, 0.0)
-        self.last_receipt_time = 0
-        self.previous_close = -math.inf
-
-    def add(self, tick: Tick, partition: int, offset: int) -> None:
-        place = (tick.event_time, partition, offset, tick.price)
-        if place < self.opening:
-            self.opening = place
-        if place > self.closing:
-            self.closing = place
-        self.prices.append(tick.price)
-        self.volumes.append(tick.volume or 0.0)
-        if tick.repeat == "unchanged":
-            self.polls += 1
-        else:
-            self.news.append(tick.price)
-        if tick.receipt_time > self.last_receipt_time:
-            self.last_receipt_time = tick.receipt_time
-        if tick.previous_close is not None and tick.previous_close > self.previous_close:
-            self.previous_close = tick.previous_close
-
-    def row(self) -> dict[str, Any]:
-        prices, volumes, news = np.frombuffer(self.prices), np.frombuffer(self.volumes), np.frombuffer(self.news)
-        volume, notional = math.fsum(volumes), math.fsum(prices * volumes)
-        return {
-            "open": self.opening[3],
-            "high": float(prices.max()),
-            "low": float(prices.min()),
-            "close": self.closing[3],
-            "tick_count": len(news),
-            "trade_count": int((volumes > 0).sum()),
-            "poll_count": self.polls,
-            "first_event_time": self.opening[0],
-            "open_partition": self.opening[1],
-            "open_offset": self.opening[2],
-            "last_event_time": self.closing[0],
-            "close_partition": self.closing[1],
-            "close_offset": self.closing[2],
-            "last_receipt_time": self.last_receipt_time,
-            "previous_close": self.previous_close if self.previous_close > -math.inf else None,
-            "volume": volume,
-            "notional": notional,
-            "vwap": notional / volume if volume else None,
-            "mean_price": math.fsum(news) / len(news) if len(news) else None,
-            "price_stddev": float(news.std(ddof=1)) if len(news) > 1 else None,
-        }
-
-
-class Recomputed(NamedTuple):
-    """The bars of the topic, and what each partition held: (good, dead) messages."""
-
-    bars: dict[tuple[str, int], dict[str, Any]]
-    counts: dict[int, tuple[int, int]]
-
-
-def recompute_bars(messages: Iterable[Message], window_ms: int) -> Recomputed:
-    """Return the bars that the messages come to, keyed by symbol and window start (epoch ms)."""
-    bars: dict[tuple[str, int], _Bar] = {}
-    good: dict[int, int] = {}
-    dead: dict[int, int] = {}
-    for partition, offset, timestamp, key, value in messages:
-        try:
-            tick = decode_tick(value, key, timestamp)
-        except MessageError:
-            dead[partition] = dead.get(partition, 0) + 1
-            continue
-        good[partition] = good.get(partition, 0) + 1
-        place = tick.symbol, tick.event_time - tick.event_time % window_ms
-        bar = bars.get(place)
-        if bar is None:
-            bar = bars[place] = _Bar()
-        bar.add(tick, partition, offset)
-    rows = {place: {**bar.row(), "window_end": place[1] + window_ms} for place, bar in bars.items()}
-    return Recomputed(rows, {number: (good.get(number, 0), dead.get(number, 0)) for number in {*good, *dead}})
-
-
-def compare_bars(recomputed: Recomputed, stored: pd.DataFrame, offsets: pd.DataFrame) -> VerifyReport:
-    """Return the report of comparing recomputed bars with the stored ones.
-
-    `stored` has the columns of stock_aggregates; `offsets` those of stream_offsets and two more: `kept_dead_letters`, how
-    many rows there are in dead_letters, and `earliest`, the first offset that the partition still holds.
+    ``lost`` is how many ticks the table has of cut bars that the topic has no more.
     """
-    earliest = {int(part): int(offset) for part, offset in zip(offsets["partition"], offsets["earliest"], strict=True)}
-    found = {(row["symbol"], row["window_start"]): row for row in _in_ms(stored).to_dict("records")}
-    left_out = _bars_cut_by_retention(found, offsets, earliest)
+
+    bars: int
+    differing_bars: int
+    differences: list[Difference]
+    left_out: list[str]
+    lost: int
+
+
+def index_bars(stored: pd.DataFrame, window_ms: int) -> dict[Place, dict[str, Any]]:
+    """Return the rows of stock_aggregates by symbol and window start; times become epoch milliseconds.
+
+    Of two rows with one start, which no stream writes, it has one whose end is wrong, so that this is seen.
+    """
+    stored = stored.copy()
+    for name in stored.columns:
+        if isinstance(stored[name].dtype, pd.DatetimeTZDtype):
+            stored[name] = stored[name].astype("int64") // 1_000
+    rows: dict[Place, dict[str, Any]] = {}
+    for row in stored.to_dict("records"):
+        place = row["symbol"], row["window_start"]
+        if place not in rows or row["window_end"] != row["window_start"] + window_ms:
+            rows[place] = row
+    return rows
+
+
+def compare_bars(
+    recomputed: Recomputed, found: dict[Place, dict[str, Any]], removed: dict[int, int], window_ms: int, places: Iterable[Place]
+) -> Comparison:
+    """Return what comparing these bars found.
+
+    `removed` are the partitions that retention has shortened, each with the first offset that it still holds.
+    """
+    compared = differing = lost = 0
     differences: list[Difference] = []
-    differing = 0
-    for place in sorted({*found, *recomputed.bars} - left_out):
-        faults = list(_compare(place, recomputed.bars.get(place), found.get(place)))
+    left_out = []
+    for symbol, start in sorted(places):
+        bar, row = recomputed.bars.get((symbol, start)), found.get((symbol, start))
+        expected = {**bar.row(), "window_end": start + window_ms} if bar else None
+        missing = 0 if row is None else int(row["tick_count"] + row["poll_count"]) - (bar.messages if bar else 0)
+        cut = bool(removed) and missing > 0
+        if row is not None and cut:
+            faults = list(_compare_cut((symbol, start), expected, row, removed, window_ms))
+            lost += missing
+            if not faults:
+                left_out.append(f"{symbol} {_utc(start)}")
+                continue
+        else:
+            faults = list(_compare((symbol, start), expected, row))
+        compared += 1
         differing += bool(faults)
         differences += faults[: max(0, MAX_SHOWN - len(differences))]
-    good = sum(count[0] for count in recomputed.counts.values())
-    dead = sum(count[1] for count in recomputed.counts.values())
-    return VerifyReport(
-        messages=good + dead,
-        good=good,
-        dead_letters=dead,
-        bars=len({*found, *recomputed.bars} - left_out),
-        differing_bars=differing,
-        differences=differences,
-        account_faults=_account_faults(recomputed.counts, offsets, earliest),
-        left_out=[f"{symbol} {_utc(start)}" for symbol, start in sorted(left_out)],
-        offsets={int(partition): int(offset) for partition, offset in zip(offsets["partition"], offsets["next_offset"], strict=True)},
-    )
+    return Comparison(compared, differing, differences, left_out, lost)
 
 
-def _in_ms(bars: pd.DataFrame) -> pd.DataFrame:
-    bars = bars.copy()
-    for name in bars.columns:
-        if isinstance(bars[name].dtype, pd.DatetimeTZDtype):
-            bars[name] = bars[name].astype("int64") // 1_000
-    return bars
+def compare_accounts(counts: dict[int, tuple[int, int]], offsets: pd.DataFrame, lost: int | None) -> list[str]:
+    """Return what is wrong with the accounts of partitions that were read whole, each in a line.
+
+    `offsets` are such rows of stream_offsets, with two columns more: `kept_dead_letters`, how many rows there are in
+    dead_letters, and `earliest`, the first offset that the partition still holds. `lost` is how many ticks the cut bars
+    have lost, None where not every bar was looked at.
+    """
+    faults = []
+    gone = 0
+    for row in offsets.to_dict("records"):
+        partition = row["partition"]
+        stored, ours = (row["good_count"], row["dead_letter_count"]), counts.get(partition, (0, 0))
+        gone += stored[0] - ours[0]
+        is_short = row["earliest"] > row["first_offset"]
+        if stored != ours and not (is_short and stored[0] >= ours[0] and stored[1] >= ours[1]):
+            faults.append(f"partition {partition}: {stored[0]} good and {stored[1]} dead are stored, the topic has {ours[0]} and {ours[1]}")
+        kept, pruned = row["kept_dead_letters"], row["pruned_letter_count"]
+        if kept + pruned != (stored[1] if is_short else ours[1]):
+            faults.append(f"partition {partition}: {kept} dead letters are kept, {pruned} pruned, the topic has {ours[1]}")
+    if not faults and lost is not None and lost != gone:
+        faults.append(f"bars cut by retention lack {lost} ticks, the partitions have lost {gone}")
+    return faults
 
 
-def _compare(place: tuple[str, int], expected: dict[str, Any] | None, found: dict[str, Any] | None) -> Iterable[Difference]:
+def _compare_cut(
+    place: Place, left: dict[str, Any] | None, found: dict[str, Any], removed: dict[int, int], window_ms: int
+) -> Iterable[Difference]:
+    """Yield what is wrong with a bar of which some ticks are gone, by what is left of it."""
+    symbol, start = place[0], _utc(place[1])
+    if found["window_end"] != place[1] + window_ms:
+        yield Difference(symbol, start, "window_end", place[1] + window_ms, found["window_end"])
+    for end in ("open", "close"):
+        partition, offset = found[f"{end}_partition"], found[f"{end}_offset"]
+        time = found["first_event_time" if end == "open" else "last_event_time"]
+        if partition in removed and offset < removed[partition]:
+            continue
+        # Its message is still there: it is the end of what is left, too.
+        names = (end, f"{end}_partition", f"{end}_offset", "first_event_time" if end == "open" else "last_event_time")
+        ours = tuple(left[name] for name in names) if left else None
+        if ours != (found[end], partition, offset, time):
+            yield Difference(symbol, start, end, ours, (found[end], partition, offset, time))
+    if left is None:
+        return
+    for column in _NO_LESS:
+        ours, theirs = _value(left[column]), _value(found[column])
+        if ours is not None and (theirs is None or (theirs < ours and not _near(ours, theirs, 0.0))):
+            yield Difference(symbol, start, column, f"at least {ours}", theirs)
+    for column in ("low", "first_event_time"):
+        if found[column] > left[column]:
+            yield Difference(symbol, start, column, f"at most {left[column]}", found[column])
+
+
+def _compare(place: Place, expected: dict[str, Any] | None, found: dict[str, Any] | None) -> Iterable[Difference]:
     symbol, start = place[0], _utc(place[1])
     if expected is None or found is None:
         yield Difference(symbol, start, "bar", "present" if expected else "absent", "present" if found else "absent")
@@ -225,38 +237,6 @@ def _near(ours: float, theirs: float, scale: float) -> bool:
 
 def _value(value: Any) -> Any:
     return None if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def _bars_cut_by_retention(found: dict[tuple[str, int], Any], offsets: pd.DataFrame, earliest: dict[int, int]) -> set[tuple[str, int]]:
-    """Return the bars that removed messages may have been part of.
-
-    They are those whose open or close has gone, and every earlier bar of the same symbol.
-    """
-    first = dict(zip(offsets["partition"], offsets["first_offset"], strict=True))
-    lost = {partition: start for partition, start in earliest.items() if start > first.get(partition, start)}
-    last_cut: dict[str, int] = {}
-    for (symbol, start), bar in found.items():
-        places = (bar["open_partition"], bar["open_offset"]), (bar["close_partition"], bar["close_offset"])
-        if any(offset < lost.get(partition, -1) for partition, offset in places):
-            last_cut[symbol] = max(start, last_cut.get(symbol, start))
-    return {(symbol, start) for symbol, start in found if start <= last_cut.get(symbol, -1)}
-
-
-def _account_faults(counts: dict[int, tuple[int, int]], offsets: pd.DataFrame, earliest: dict[int, int]) -> list[str]:
-    faults = []
-    for row in offsets.to_dict("records"):
-        partition = row["partition"]
-        if earliest.get(partition, 0) > row["first_offset"]:
-            continue
-        stored, ours = (row["good_count"], row["dead_letter_count"]), counts.get(partition, (0, 0))
-        if stored != ours:
-            faults.append(f"partition {partition}: {stored[0]} good and {stored[1]} dead are stored, the topic has {ours[0]} and {ours[1]}")
-        if row["kept_dead_letters"] + row["pruned_letter_count"] != ours[1]:
-            faults.append(
-                f"partition {partition}: {row['kept_dead_letters']} dead letters are kept, {row['pruned_letter_count']} pruned, "
-                f"the topic has {ours[1]}"
-            )
-    return faults
 
 
 def _utc(milliseconds: int) -> str:

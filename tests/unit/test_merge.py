@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import T0, tick
 
+from pipeline_lib.recompute import recompute_bars
 from pipeline_lib.records import Message, PartialBar, encode_tick
 from pipeline_lib.store import merge_bars
-from pipeline_lib.verify import recompute_bars
 
 SUMS = {"volume", "notional", "mean_price", "square_deviation"}
 EXACT = [name for name in PartialBar._fields if name not in SUMS]
@@ -21,7 +21,8 @@ EXACT = [name for name in PartialBar._fields if name not in SUMS]
 
 def partial_bar(messages: list[Message]) -> PartialBar:
     """Return what these messages of one symbol and window add to their bar, by verify's arithmetic."""
-    (((symbol, start), row),) = recompute_bars(messages, 10_000).bars.items()
+    (((symbol, start), bar),) = recompute_bars(messages, 10_000).bars.items()
+    row = {**bar.row(), "window_end": start + 10_000}
     count, deviation = row["tick_count"], (row["price_stddev"] or 0.0) ** 2
     named = {name: row[name] for name in PartialBar._fields if name in row}
     return PartialBar(symbol=symbol, window_start=start, square_deviation=deviation * (count - 1 if count else 0), **named)
