@@ -7,6 +7,7 @@ logic of any stage is here.
 from __future__ import annotations
 
 import contextlib
+import datetime as dt
 import json
 import os
 import signal
@@ -190,35 +191,84 @@ def stream(
 
 
 @app.command()
-def verify(as_json: JsonOption = False) -> None:
+def verify(
+    since: Annotated[
+        str | None, typer.Option("--from", help="Compare bars from then on: ISO time or date, in UTC; with NY at its end New York's.")
+    ] = None,
+    until: Annotated[str | None, typer.Option("--to", help="And up to then; a date is the whole day.")] = None,
+    symbol: Annotated[
+        list[str] | None, typer.Option("--symbol", help="Compare the bars of this symbol; may be given several times.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on with what is new, a line a pass, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option("--every", min=0.1, help="Seconds between two passes.")] = 5.0,
+    as_json: JsonOption = False,
+) -> None:
     """Recompute every bar from the topic without Spark, and compare with the table: 0 when equal, 1 when not."""
     from pipeline_lib import pipeline
     from pipeline_lib.services import find_services
+    from pipeline_lib.sources.market_hours import moment_words, read_moment
 
-    report = pipeline.verify(find_services(Settings.load()))
+    scope = pipeline.Scope(
+        None if since is None else read_moment(since),
+        None if until is None else read_moment(until, is_end=True),
+        frozenset(symbol) if symbol else None,
+    )
+    settings = find_services(Settings.load())
+    if not as_json and (scope.since or scope.until):
+        ends = ("from", scope.since), ("to", scope.until)
+        out.print(" ".join(f"{word} {moment_words(moment)}" for word, moment in ends if moment is not None))
+    if watch:
+        raise typer.Exit(0 if _watch(pipeline, settings, scope, every, as_json) else 1)
+    report = pipeline.verify(settings, scope)
     if as_json:
-        print(
-            json.dumps(
-                {**report._asdict(), "differences": [row._asdict() for row in report.differences], "equal": report.equal}, default=str
-            )
-        )
+        _print_report_json(report)
     else:
         out.print(f"{report.messages:,} messages: {report.good:,} ticks + {report.dead_letters:,} dead letters")
         out.print(f"{report.bars:,} bars compared, {report.differing_bars:,} differ")
+        if unread_whole := len(report.offsets) - len(report.accounts):
+            out.print(f"the accounts of {unread_whole} partitions were not compared, since they were not read whole")
         if report.unread:
             out.print(f"{report.unread:,} messages of the topic have not been streamed yet")
-        if report.left_out:
-            out.print(
-                f"{len(report.left_out):,} bars left out, since retention has removed ticks of theirs: {', '.join(report.left_out[:5])} …"
-            )
-        for fault in report.account_faults:
-            out.print(f"account: {fault}")
-        if report.differences:
-            table = Table("symbol", "window_start", "column", "topic says", "table says")
-            for row in report.differences:
-                table.add_row(*(str(cell) for cell in row))
-            out.print(table)
+        _print_findings(report)
     raise typer.Exit(0 if report.equal else 1)
+
+
+def _watch(pipeline: Any, settings: Settings, scope: Any, every: float, as_json: bool) -> bool:
+    """Print a line a pass until Ctrl-C; return whether every pass found all equal."""
+    equal, stopping = True, threading.Event()
+    with _stop_on_signal(stopping.set):
+        for report in pipeline.watch(settings, stopping, scope, every, lambda line: err.print(line)):
+            equal &= report.equal
+            if as_json:
+                _print_report_json(report)
+                continue
+            counts = f"{report.messages:,} new messages, {report.bars:,} bars compared, {report.differing_bars:,} differ"
+            unread = f", {report.unread:,} not streamed yet" if report.unread else ""
+            out.print(f"{dt.datetime.now(dt.UTC):%H:%M:%S} UTC: {counts}{unread}")
+            _print_findings(report)
+    return equal
+
+
+def _print_report_json(report: Any) -> None:
+    fields = {**report._asdict(), "differences": [row._asdict() for row in report.differences], "equal": report.equal}
+    print(json.dumps(fields, default=str), flush=True)
+
+
+def _print_findings(report: Any) -> None:
+    """Print what a report has to tell beside its counts."""
+    if report.left_out:
+        named = ", ".join(report.left_out[:5]) + (" …" if len(report.left_out) > 5 else "")
+        out.print(f"{len(report.left_out):,} bars left out, since retention has removed ticks of theirs: {named}")
+    if report.ids_twice:
+        named = ", ".join(f"{id} (partition {partition}, offset {offset})" for partition, offset, id in report.ids_shown)
+        out.print(f"{report.ids_twice:,} messages have an id that came before, and are counted as often as they came: {named}")
+    for fault in report.account_faults:
+        out.print(f"account: {fault}")
+    if report.differences:
+        table = Table("symbol", "window_start", "column", "topic says", "table says")
+        for row in report.differences:
+            table.add_row(*(str(cell) for cell in row))
+        out.print(table)
 
 
 @app.command()

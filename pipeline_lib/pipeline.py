@@ -331,12 +331,25 @@ def verify(settings: Settings, scope: Scope = Scope(), processes: int | None = N
         return audit.verify(servers_of(settings), store, scope, processes)
 
 
-def watch(settings: Settings, stopping: threading.Event, scope: Scope = Scope(), every_seconds: float = 5) -> Iterator[VerifyReport]:  # noqa: B008 - a value
-    """Yield the report of each pass of verify, every so many seconds until `stopping` is set; a pass reads what is new alone."""
+def watch(
+    settings: Settings,
+    stopping: threading.Event,
+    scope: Scope = Scope(),  # noqa: B008 - a value
+    every_seconds: float = 5,
+    report: Report | None = None,
+) -> Iterator[VerifyReport]:
+    """Yield the report of each pass of verify, every so many seconds until `stopping` is set; a pass reads what is new alone.
+
+    Where a server is away, `report` is told, and the next pass tries again.
+    """
     with contextlib.closing(open_store(settings)) as store:
         passes = audit.Watch(servers_of(settings), store, scope)
         while True:
-            yield passes.next_report()
+            try:
+                yield passes.next_report()
+            except UnavailableError as error:
+                if report is not None:
+                    report(f"verify waits: {error}")
             if stopping.wait(every_seconds):
                 return
 

@@ -9,10 +9,15 @@ from __future__ import annotations
 import datetime as dt
 from functools import lru_cache
 from typing import NamedTuple
+from zoneinfo import ZoneInfo
 
 import numpy as np
 
+from pipeline_lib.errors import SettingsError
+
 NEW_YORK = "America/New_York"
+
+DAY = dt.timedelta(days=1)
 
 
 class Session(NamedTuple):
@@ -51,6 +56,39 @@ def hours_at(ms: int) -> Hours:
         int(closes[place]),
         int(opens[place + is_open]),
     )
+
+
+def read_moment(text: str, *, is_end: bool = False) -> int:
+    """Return the epoch milliseconds of a time that a person writes: ISO, in UTC unless it ends in NY or has an offset.
+
+    A date is its midnight, and as the end of a range the midnight after it. Raises SettingsError for anything else.
+
+    >>> read_moment("2026-11-23 09:30 NY") == read_moment("2026-11-23T14:30") == read_moment("2026-11-23T15:30+01:00")
+    True
+    >>> read_moment("2026-11-23", is_end=True) == read_moment("2026-11-24")
+    True
+    """
+    in_new_york = text.upper().endswith("NY")
+    plain = text[:-2].strip() if in_new_york else text.strip()
+    try:
+        moment = dt.datetime.fromisoformat(plain)
+        if is_end and len(plain) <= len("2026-11-23"):
+            moment += DAY
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=ZoneInfo(NEW_YORK) if in_new_york else dt.UTC)
+        elif in_new_york:
+            raise ValueError(text)
+        return round(moment.timestamp() * 1_000)
+    except (ValueError, OverflowError):
+        raise SettingsError(
+            f"cannot read the time {text!r}: it is no ISO time or date; write 2026-11-23, '2026-11-23 09:30 NY' or 2026-11-23T14:30 (UTC)"
+        ) from None
+
+
+def moment_words(ms: int) -> str:
+    """Return a time in UTC and in New York, for a person."""
+    moment = dt.datetime.fromtimestamp(ms / 1_000, dt.UTC)
+    return f"{moment:%Y-%m-%d %H:%M:%S} UTC ({moment.astimezone(ZoneInfo(NEW_YORK)):%Y-%m-%d %H:%M:%S} New York)"
 
 
 def has_session(symbol: str) -> bool:

@@ -8,6 +8,7 @@ from pyspark.sql import SparkSession
 from runs import assert_equal, drain, open_store, publish, random_ticks
 
 from pipeline_lib import pipeline
+from pipeline_lib.errors import SchemaError
 from pipeline_lib.pipeline import Place
 
 CHANGES = {
@@ -61,5 +62,5 @@ def test_a_topic_made_again_is_no_witness(place: Place, session: SparkSession) -
     publish(place.settings, random_ticks(3, 100))
     drain(place.settings, session)
     execute(place, "update pipeline_identity set topic_id = 'another'")
-    with pytest.raises(pipeline.SchemaError, match="the stored offsets belong to id another"):
+    with pytest.raises(SchemaError, match="the stored offsets belong to id another"):
         pipeline.verify(place.settings)

@@ -25,7 +25,7 @@ OPTIONS = {
     "doctor": set(),
     "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--ticks"},
     "stream": {"--until-caught-up", "--console"},
-    "verify": {"--json"},
+    "verify": {"--from", "--to", "--symbol", "--watch", "--every", "--json"},
     "record": {"--out"},
     "dashboard": {"--port"},
     "finnhub-stand-in": {"--port", "--key", "--tape", "--speed", "--rate", "--faults", "--every", "--seed"},
