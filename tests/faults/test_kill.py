@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import pytest
 from runs import assert_equal, assert_eventually, open_store, publish, random_ticks
+from stages import stage
 
 from pipeline_lib import pipeline
-from pipeline_lib.config import Settings
 from pipeline_lib.pipeline import Place
-from pipeline_lib.supervise import stage_environment
 
 
-@contextmanager
-def stage(settings: Settings, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run a stage of the command line as a process of its own; whatever is left of it is killed at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline_lib.cli", *arguments],
-        env=stage_environment(settings),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-
-
-@pytest.mark.repeats("kill -9 of the Spark driver while it catches up", full=5)
+@pytest.mark.repeats("kill -9 of the Spark driver, while it catches up", short=0, full=5)
 def test_a_stream_killed_half_way_loses_nothing_and_adds_nothing_twice(place: Place, repeat: int) -> None:
     settings = place.settings.replaced(max_offsets_per_trigger=2_000)
     dice = random.Random(repeat)

@@ -7,15 +7,12 @@ from T0, the start of a window of ten seconds.
 from __future__ import annotations
 
 import datetime as dt
-import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from messages import BAD, message
 from pyspark.sql import SparkSession
-from runs import SYMBOLS, assert_equal, assert_eventually, drain, open_store, publish, publish_raw, random_ticks, tick
+from runs import SYMBOLS, assert_equal, assert_eventually, drain, open_store, publish, random_ticks, tick
 
 from pipeline_lib import pipeline, topics
 from pipeline_lib.config import Settings
@@ -23,7 +20,6 @@ from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, SchemaEr
 from pipeline_lib.pipeline import Place
 from pipeline_lib.records import Batch
 from pipeline_lib.store import Store
-from pipeline_lib.stream import remove_checkpoints
 
 
 def test_disorder_and_ties_give_the_bars_of_the_topic(place: Place, session: SparkSession) -> None:
@@ -60,31 +56,6 @@ def test_a_window_from_which_nothing_can_be_said_says_nothing(place: Place, sess
     assert bar[["vwap", "price_stddev"]].isna().all()
 
 
-def test_every_message_is_good_or_dead_and_the_good_are_in_the_bars(place: Place, session: SparkSession) -> None:
-    settings = place.settings.replaced(max_offsets_per_trigger=4_000)
-    good = random_ticks(2, 3_000)
-    kinds = {**BAD, "a time of next week": (message(event_time=time.time_ns() // 1_000_000 + 7 * 86_400_000), ...)}
-    small = [(value, b"AAPL" if key is ... else key) for value, key in kinds.values() if value is None or len(value) < 100_000]
-    bad = list(itertools.islice(itertools.cycle(small), 10_000))
-    publish(settings, good[:1_500])
-    publish_raw(settings, bad)
-    publish_raw(settings, [(b"x" * 1_000_000, b"AAPL")])
-    publish(settings, good[1_500:])
-    drain(settings, session)
-    assert_equal(settings)
-    store = open_store(place)
-    letters = store.query("select reason, value, value_length, value_sha256 from dead_letters")
-    assert len(letters) == len(bad) + 1
-    assert letters["reason"].str.len().min() > 10
-    assert not letters["reason"].str.contains("Spark's parser alone").any()
-    huge = letters[letters["value_length"] == 1_000_000].iloc[0]
-    assert (len(huge["value"]), len(huge["value_sha256"])) == (4096, 32)
-    accounts = store.load_accounts()
-    consumed = (accounts["next_offset"] - accounts["first_offset"]).sum()
-    assert accounts["good_count"].sum() == len(good)
-    assert accounts["good_count"].sum() + accounts["dead_letter_count"].sum() == consumed
-
-
 def test_a_stream_goes_on_where_the_last_one_stopped(place: Place, session: SparkSession) -> None:
     ticks = random_ticks(3, 2_000)
     for part in (ticks[:700], ticks[700:701], ticks[701:]):
@@ -116,19 +87,6 @@ def test_a_late_tick_amends_a_final_bar_with_a_new_revision(place: Place, sessio
     after = open_store(place).load_bars("AAPL").iloc[0]
     assert (before["is_final"], before["revision"], before["low"]) == (True, 0, 100)
     assert (after["revision"], after["low"], after["late_tick_count"], after["tick_count"]) == (1, 99, 1, 2)
-
-
-def test_a_deleted_checkpoint_costs_nothing(place: Place, session: SparkSession) -> None:
-    settings = place.settings
-    store = open_store(place)
-    ticks = random_ticks(5, 400)
-    with store.only_stream(), pipeline.open_stream(settings, session, store).start() as stream:
-        for start in range(0, len(ticks), 100):
-            publish(settings, ticks[start : start + 100])
-            assert_eventually(lambda: stream.committed_rows, lambda rows, start=start: rows >= start + 100)
-            remove_checkpoints(settings.checkpoint_folder)
-    assert_equal(settings)
-    assert store.query("select count(distinct run_id) as n from query_progress")["n"][0] > 1
 
 
 def test_wider_bars_equal_those_computed_directly(place: Place, session: SparkSession, services: Settings) -> None:
