@@ -115,3 +115,17 @@ def test_a_lock_is_held_by_one_process_at_a_time_and_dies_with_it(tmp_path: Path
         holder.communicate()
     with hold_lock(tmp_path / "lock", 5):
         pass
+
+
+def test_a_long_log_is_put_aside_under_its_writer_who_goes_on_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "LOG_BYTES", 100)
+    log = tmp_path / "stage.log"
+    with log.open("ab", buffering=0) as writer:
+        writer.write(b"short\n")
+        process.bound_log(log)
+        assert log.read_bytes() == b"short\n"
+        writer.write(b"x" * 100)
+        process.bound_log(log)
+        writer.write(b"after\n")
+    assert log.read_bytes() == b"after\n"
+    assert (tmp_path / "stage.log.1").read_bytes() == b"short\n" + b"x" * 100
