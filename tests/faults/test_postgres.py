@@ -94,7 +94,7 @@ def test_a_stream_rides_out_a_kill_of_the_server(line: Line, repeat: int) -> Non
     line.goes_on()
 
 
-@pytest.mark.repeats("connection cut inside the transaction", full=5)
+@pytest.mark.repeats("connection cut inside the transaction", short=0, full=5)
 def test_a_stream_whose_connection_is_cut_inside_its_transaction_does_it_again(line: Line, repeat: int) -> None:
     url, before = line.ledger.settings.database_url, len(line.said)
     assert url is not None
