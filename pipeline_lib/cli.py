@@ -272,6 +272,23 @@ def _print_findings(report: Any) -> None:
 
 
 @app.command()
+def rebuild(
+    tape: Annotated[Path | None, typer.Option("--tape", help="Make the topic again from this tape first, if it is gone or empty.")] = None,
+    accept_loss: Annotated[bool, typer.Option("--accept-loss", help="Do without ticks that the topic does not hold any more.")] = False,
+) -> None:
+    """Make everything in PostgreSQL again from the topic, verify it, and put it in the place of the old tables."""
+    from pipeline_lib import pipeline
+    from pipeline_lib import rebuild as rebuilding
+    from pipeline_lib.services import find_services
+
+    settings = find_services(Settings.load())
+    if tape is not None:
+        rebuilding.fill_topic(settings, tape, out.print)
+    report = rebuilding.rebuild(settings, lambda: pipeline.open_spark(settings, out.print), accept_loss=accept_loss, report=out.print)
+    out.print(f"rebuild: {report.bars:,} bars equal what the topic says, and are in place of the old tables")
+
+
+@app.command()
 def record(
     to: Annotated[Path, typer.Option("--out", help="The tape to write: .parquet or .jsonl.")],
 ) -> None:

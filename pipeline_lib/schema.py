@@ -38,6 +38,12 @@ VIEWS = (
     "top_movers",
 )
 
+# What a rebuild keeps: the topic says nothing of it.
+KEPT = ("stock_alerts", "feed_gaps", "symbol_freshness", "stage_state")
+
+# Where a rebuild makes its tables, beside those in use.
+REBUILT = "stocks_rebuilt"
+
 # A number that no other program is likely to choose.
 SCHEMA_LOCK = 7_220_414
 
@@ -53,7 +59,7 @@ def create_tables(cursor: Any) -> None:
         cursor.execute(_read_sql("views.sql"))
         return
     wanted_views = _compare(cursor)
-    if wanted_views != _describe_views(cursor):
+    if wanted_views != _describe_views(cursor, _current(cursor)):
         _drop_views(cursor)
         cursor.execute(_read_sql("views.sql"))
 
@@ -72,7 +78,8 @@ def check_tables(cursor: Any) -> bool:
 
 def _are_there(cursor: Any) -> bool:
     cursor.execute(
-        "select exists (select from pg_class where relnamespace = 'public'::regnamespace and relname = any(%s))", (list(TABLES),)
+        "select exists (select from pg_class where relnamespace = current_schema()::text::regnamespace and relname = any(%s))",
+        (list(TABLES),),
     )
     return bool(cursor.fetchone()[0])
 
@@ -80,13 +87,51 @@ def _are_there(cursor: Any) -> bool:
 def _compare(cursor: Any) -> dict[str, str]:
     """Return the views that are wanted; raises SchemaError if the tables differ from the ones wanted."""
     wanted_tables, wanted_views = _wanted(cursor)
-    faults = _differences(wanted_tables, _describe_tables(cursor))
+    faults = _differences(wanted_tables, _describe_tables(cursor, _current(cursor)))
     if faults:
         raise SchemaError(
-            f"cannot use the tables: {'; '.join(faults)}; undo that change, "
-            "or name an empty database in DATABASE_URL, which is filled again from the topic"
+            f"cannot use the tables: {'; '.join(faults)}; undo that change, or make them again from the topic: `stocks rebuild`"
         )
     return wanted_views
+
+
+def _current(cursor: Any) -> str:
+    cursor.execute("select current_schema()::text")
+    return str(cursor.fetchone()[0])
+
+
+def clear_schema(cursor: Any) -> None:
+    """Make the schema in which tables are rebuilt, empty; whatever a killed rebuild left there goes."""
+    cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+    cursor.execute(f"drop schema if exists {REBUILT} cascade; create schema {REBUILT}")
+
+
+def swap_tables(cursor: Any) -> None:
+    """Put the rebuilt tables in the place of those in use, with the rights that these had; all in the caller's transaction.
+
+    What the topic cannot tell is kept: the feed's freshness and gaps, alerts, the stages' last words, as long as their tables
+    are as they should be. Raises SchemaError if something of somebody else's stands on the old tables.
+    """
+    cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
+    cursor.execute("set local lock_timeout to '5s'; set local search_path to public")
+    wanted, found = _describe_tables(cursor, REBUILT), _describe_tables(cursor)
+    replaced = [table for table in TABLES if table not in KEPT or found.get(table) != wanted[table]]
+    cursor.execute(
+        "select c.relname, a.grantee::regrole::text, a.privilege_type, a.is_grantable, a.grantee = 0"
+        " from pg_class c, aclexplode(c.relacl) a where c.relnamespace = 'public'::regnamespace and c.relname = any(%s)"
+        " and a.grantee <> c.relowner",
+        ([*TABLES, *VIEWS],),
+    )
+    rights = cursor.fetchall()
+    _drop_views(cursor)
+    for table in replaced:
+        cursor.execute(f"drop table if exists public.{table}")
+        cursor.execute(f"alter table {REBUILT}.{table} set schema public")
+    cursor.execute(f"drop schema {REBUILT} cascade")
+    cursor.execute(_read_sql("views.sql"))
+    for relation, grantee, right, is_grantable, is_public in rights:
+        to = "public" if is_public else grantee  # regrole quotes a name that needs it
+        cursor.execute(f"grant {right} on public.{relation} to {to}{' with grant option' if is_grantable else ''}")
 
 
 def _read_sql(name: str) -> str:

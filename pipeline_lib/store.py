@@ -202,8 +202,8 @@ class Store:
     Reads may come from several threads. A write is one transaction, by one thread at a time.
     """
 
-    def __init__(self, url: str, topic: str) -> None:
-        self.url, self.topic = url, topic
+    def __init__(self, url: str, topic: str, schema_name: str = "public") -> None:
+        self.url, self.topic, self._schema_name = url, topic, schema_name
         self._lock = threading.RLock()
         self._connection: Any = None
 
@@ -219,7 +219,7 @@ class Store:
                 keepalives_idle=5,
                 keepalives_interval=2,
                 keepalives_count=3,
-                options="-c timezone=UTC -c client_min_messages=warning -c search_path=public",
+                options=f"-c timezone=UTC -c client_min_messages=warning -c search_path={self._schema_name}",
             )
         except psycopg2.OperationalError as error:
             raise self._unavailable(error) from None
@@ -268,6 +268,30 @@ class Store:
         with self._transaction() as cursor:
             schema.create_tables(cursor)
 
+    def beside(self) -> Store:
+        """Return a store of the same database in which tables are rebuilt, beside the ones in use."""
+        return Store(self.url, self.topic, schema.REBUILT)
+
+    def clear_schema(self) -> None:
+        """Make the schema of this store, which is one for rebuilding, empty."""
+        with self._transaction() as cursor:
+            schema.clear_schema(cursor)
+
+    def swap_tables(self) -> None:
+        """Put the tables of this store, which is one for rebuilding, in the place of the ones in use, in one transaction.
+
+        Raises UnavailableError if somebody holds the old ones for too long.
+        """
+        with self._transaction() as cursor:
+            schema.swap_tables(cursor)
+
+    def count_ticks(self) -> int | None:
+        """Return how many ticks the bars were made of, None where the accounts cannot be read."""
+        try:
+            return int(self._frame("select coalesce(sum(good_count), 0)::bigint as ticks from stream_offsets")["ticks"][0])
+        except SchemaError:
+            return None
+
     def check_tables(self) -> bool:
         """Return whether there are tables; nothing is changed.
 
@@ -299,7 +323,7 @@ class Store:
         if stored_window != window_ms:
             raise SchemaError(
                 f"cannot start the stream: this database holds bars of {stored_window / 1000:g} s, WINDOW is {window_ms / 1000:g} s; "
-                f"set WINDOW back, or {way_out}"
+                f"set WINDOW back, or make bars of the new width: `stocks rebuild`"
             )
         with self._transaction() as cursor:
             execute_values(
@@ -591,6 +615,8 @@ class Store:
             "changed": changed_since,
         }
         with self._transaction(read_only=True, repeatable=True) as cursor:
+            # In front of the snapshot: tables that a rebuild swaps in after it would look empty in it.
+            cursor.execute("lock table pipeline_identity, stream_offsets, stock_aggregates, dead_letters in access share mode")
             cursor.execute("select topic, topic_id, window_ms from pipeline_identity")
             row = cursor.fetchone()
             if row is None:

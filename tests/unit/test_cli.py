@@ -26,6 +26,7 @@ OPTIONS = {
     "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--ticks"},
     "stream": {"--until-caught-up", "--console"},
     "verify": {"--from", "--to", "--symbol", "--watch", "--every", "--json"},
+    "rebuild": {"--tape", "--accept-loss"},
     "record": {"--out"},
     "dashboard": {"--port"},
     "finnhub-stand-in": {"--port", "--key", "--tape", "--speed", "--rate", "--faults", "--every", "--seed"},
