@@ -2,7 +2,7 @@
 import { build } from "esbuild";
 
 await build({
-  entryPoints: ["chart", "board", "strip"].map((name) => `src/${name}.js`).concat("src/dashboard.css"),
+  entryPoints: ["chart", "board", "strip", "panel"].map((name) => `src/${name}.js`).concat("src/dashboard.css"),
   outdir: process.argv[2] ?? "../pipeline_lib/static",
   bundle: true,
   minify: true,

@@ -34,7 +34,7 @@ TITLES = {"feed": "Feed", "kafka": "Kafka", "spark": "Spark", "postgres": "Postg
 Bar = list[Any]
 
 
-def _bundled(name: str) -> Path:
+def bundled(name: str) -> Path:
     path = STATIC / name
     if not path.is_file():
         raise InstallError(f"cannot draw the dashboard: its bundle {path.name} is missing; run `make install`, or `pip install -e .`")
@@ -138,8 +138,8 @@ class Chart(anywidget.AnyWidget):
     ``snapshot`` and the ``tail`` that differs from it are together always the whole picture.
     """
 
-    _esm = _bundled("chart.js")
-    _css = _bundled("dashboard.css")
+    _esm = bundled("chart.js")
+    _css = bundled("dashboard.css")
     snapshot: traitlets.Dict[str, Any] = traitlets.Dict({"bars": []}).tag(sync=True)
     tail: traitlets.Dict[str, Any] = traitlets.Dict({"bars": []}).tag(sync=True)
     message = traitlets.Unicode("Waiting for the first bars…").tag(sync=True)
@@ -178,7 +178,7 @@ class Chart(anywidget.AnyWidget):
 class Board(anywidget.AnyWidget):
     """The last price of every symbol, and the feed's gaps; ``selected`` is the symbol that was clicked."""
 
-    _esm = _bundled("board.js")
+    _esm = bundled("board.js")
     rows: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
     gaps: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
     selected = traitlets.Unicode("").tag(sync=True)
@@ -189,7 +189,7 @@ class Board(anywidget.AnyWidget):
 class Strip(anywidget.AnyWidget):
     """The state of the stages, where the data come from, and what is wrong. Tells when somebody looks at it."""
 
-    _esm = _bundled("strip.js")
+    _esm = bundled("strip.js")
     stages: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
     banner: traitlets.Dict[str, str] = traitlets.Dict().tag(sync=True)
     notice: traitlets.Dict[str, str] = traitlets.Dict().tag(sync=True)
