@@ -44,6 +44,7 @@ SpeedOption = Annotated[Speed | None, typer.Option("--speed", help="How fast a t
 RateOption = Annotated[float | None, typer.Option("--rate", help="Ticks per second of the simulated market.")]
 MoveOption = Annotated[bool | None, typer.Option("--move-to-now/--keep-times", help="Whether a tape's event times are moved to now.")]
 VerbatimOption = Annotated[bool | None, typer.Option("--verbatim", help="Replay a tape as it was recorded, message for message.")]
+AgainOption = Annotated[int | None, typer.Option("--again", help="Publish a tape once more, under ids of their own: 1, then 2, and so on.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 UntilEofOption = Annotated[bool, typer.Option("--until-eof", hidden=True, help="End when standard input ends.")]
 
@@ -126,6 +127,7 @@ def produce(
     rate: RateOption = None,
     move_to_now: MoveOption = None,
     verbatim: VerbatimOption = None,
+    again: AgainOption = None,
     ticks: Annotated[int | None, typer.Option("--ticks", help="End after so many ticks.")] = None,
     until_eof: UntilEofOption = False,
 ) -> None:
@@ -135,14 +137,22 @@ def produce(
     from pipeline_lib.sources import open_source, plan_words
 
     chosen = "replay" if tape is not None and source is None else source
-    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
+    settings = Settings.load(
+        source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim, again=again
+    )
     settings = find_services(settings)
     feed = open_source(settings, ticks=ticks, report=lambda line: err.print(line))
     out.print(f"feed: {feed.name} ({feed.reason}) -> {settings.kafka_topic}")
     if settings.chosen_source == "finnhub":
         out.print(f"plan: {plan_words(settings)}")
-    with _stop_on_signal(feed.close, until_eof), _progress(feed.total if feed.finite else None) as show:
-        report = pipeline.produce(settings, feed, show)
+    stopping = threading.Event()
+
+    def stop() -> None:
+        stopping.set()
+        feed.close()
+
+    with _stop_on_signal(stop, until_eof), _progress(feed.total if feed.finite else None) as show:
+        report = pipeline.produce(settings, feed, show, stopping=stopping, report=lambda line: err.print(f"feed: {line}"))
     out.print(f"feed: {report}")
     if report.failed:
         raise typer.Exit(1)
@@ -334,12 +344,15 @@ def run(
     rate: RateOption = None,
     move_to_now: MoveOption = None,
     verbatim: VerbatimOption = None,
+    again: AgainOption = None,
 ) -> None:
     """Start all that is not running: services, feed, stream, dashboard; Ctrl-C stops what this started, in order."""
     from pipeline_lib.run import run_pipeline
 
     chosen = "replay" if tape is not None and source is None else source
-    settings = Settings.load(source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim)
+    settings = Settings.load(
+        source=chosen, tape=tape, speed=speed, simulated_rate=rate, move_to_now=move_to_now, verbatim=verbatim, again=again
+    )
     stopping = threading.Event()
     with _stop_on_signal(stopping.set):
         run_pipeline(settings, stopping, out)

@@ -73,6 +73,7 @@ class Settings(BaseSettings):
     speed: Literal["1", "60", "max"] = "1"
     move_to_now: bool = False
     verbatim: bool = False
+    again: int = Field(default=0, ge=0, le=1_000_000)
     kafka_bootstrap_servers: str | None = None
     kafka_topic: str = Field(default="stock-market-data", pattern=r"^[A-Za-z0-9._-]{1,200}$")
     database_url: SecretStr | None = None

@@ -13,6 +13,7 @@
     ├── OffsetsMovedError      another writer has advanced the offsets: recompute the batch       (retriable)
     ├── QueryLostError         the query of Spark has ended, and a new one may do                 (retriable)
     ├── SparkLostError         the Java of Spark has ended, and a new process may do              (retriable)
+    ├── ClockError             the clocks of this machine, PostgreSQL and Kafka are apart: set them
     └── AlreadyRunningError    another stream or service holds what this one needs
 
 `retriable` is a fact of the class: code that tries again asks it, and nothing else. The text of each is one line: what
@@ -82,6 +83,10 @@ class SparkLostError(PipelineError):
     """The Java process of Spark has died: this Python process cannot use Spark any more, and a new one can."""
 
     retriable = True
+
+
+class ClockError(PipelineError):
+    """Two clocks differ by more than the ages and the finality that are reckoned by them can bear."""
 
 
 class AlreadyRunningError(PipelineError):

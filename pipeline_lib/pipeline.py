@@ -20,12 +20,13 @@ from zoneinfo import ZoneInfo
 from pipeline_lib import audit, topics
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import MessageError, PipelineError, TopicError, UnavailableError
-from pipeline_lib.producer import Producer, PublishReport, StatusBeat, publish_ticks
+from pipeline_lib.producer import MAX_IN_FLIGHT, Producer, PublishReport, publish_ticks
 from pipeline_lib.recompute import Scope
-from pipeline_lib.records import FeedStatus, Gap, Tick, decode_status, decode_tick, status_topic
+from pipeline_lib.records import FeedStatus, Gap, Message, Tick, decode_status, decode_tick, decode_value, encode_key, status_topic
 from pipeline_lib.services import start_services
 from pipeline_lib.sources import Source
 from pipeline_lib.sources.market_hours import NEW_YORK
+from pipeline_lib.status_beat import StatusBeat, now_ms
 from pipeline_lib.store import Store, create_database, drop_database, from_ms
 from pipeline_lib.verify import VerifyReport
 
@@ -61,18 +62,58 @@ def open_store(settings: Settings) -> Store:
 # The feed
 
 
-def produce(settings: Settings, source: Source, progress: Callable[[PublishReport], None] | None = None) -> PublishReport:
+def produce(
+    settings: Settings,
+    source: Source,
+    progress: Callable[[PublishReport], None] | None = None,
+    *,
+    stopping: threading.Event | None = None,
+    report: Report = lambda line: None,
+) -> PublishReport:
     """Publish all that the source yields, and tell the status topic how the feed is; return what became of the ticks.
 
-    The topics are created if there are none. An interrupt ends the source, not the delivery of what was accepted.
+    The topics are created if there are none. An interrupt ends the source, not the delivery of what was accepted; nor does
+    `stopping`, which bounds how long a broker that is away is waited for. `report` is told when it is. Raises ClockError if
+    the broker's clock is another than ours.
     """
     servers = servers_of(settings)
     topics.create_topic(servers, settings.kafka_topic)
     beside = status_topic(settings.kafka_topic)
     topics.create_topic(servers, beside, partitions=1)
-    detail = source.name if source.reason in source.name else f"{source.name}; {source.reason}"
-    with Producer(servers, settings.kafka_topic) as producer, StatusBeat(producer, beside, settings.chosen_source, detail, source.health):
-        return publish_ticks(producer, source, progress)
+    with Producer(servers, settings.kafka_topic, stopping=stopping) as producer:
+        _go_on(settings, source, producer)
+        detail = source.name if source.reason in source.name else f"{source.name}; {source.reason}"
+        now = now_ms()
+        status = FeedStatus(state="running", source=settings.chosen_source, detail=detail, since=now, at=now)
+        with StatusBeat(producer, status, beside, health=source.health, report=report):
+            return publish_ticks(producer, source, progress)
+
+
+def _go_on(settings: Settings, source: Source, producer: Producer) -> None:
+    """Let a tape leave out what the topic holds of it already; other sources give every tick an id that is new."""
+    from pipeline_lib.sources.replay import Replay
+    from pipeline_lib.sources.resume import Span, TopicSearch
+
+    if not isinstance(source, Replay):
+        return
+    servers, topic = servers_of(settings), settings.kafka_topic
+    spans = {part: Span(found.earliest, found.latest) for part, found in topics.read_offsets(servers, topic).items()}
+
+    def read(wanted: dict[int, Span]) -> Iterator[Message]:
+        starts, ends = {part: span.start for part, span in wanted.items()}, {part: span.end for part, span in wanted.items()}
+        return topics.read_messages(servers, topic, starts, ends)
+
+    if all(span.start == span.end for span in spans.values()):
+        return
+    search = TopicSearch(source.ticks(), lambda symbol: topics.partition_of(encode_key(symbol), len(spans)), spans, bound=MAX_IN_FLIGHT + 1)
+    while wanted := search.wanted():
+        search.take(read(wanted))
+    published = search.published()
+    moved_time = None
+    if published.last is not None:
+        part, offset, _ = published.last
+        moved_time = decode_value(next(read({part: Span(offset, offset + 1)})).value).event_time
+    source.go_on(published, moved_time, producer.flush)
 
 
 def fill_topic(settings: Settings, source: Source) -> int:
@@ -92,18 +133,20 @@ def _messages_in(settings: Settings) -> int:
 class Feed:
     """A source that is published from a thread of its own, until it ends or the context is left.
 
-    Leaving the context waits until all that was accepted is acknowledged, and raises what went wrong.
+    Leaving the context waits until all that was accepted is acknowledged, or the broker is away for ten seconds, and raises
+    what went wrong.
     """
 
     def __init__(self, settings: Settings, source: Source) -> None:
         self.report: PublishReport | None = None  # what became of the ticks up to now
         self._settings, self._source = settings, source
         self._error: BaseException | None = None
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="feed", daemon=True)
 
     def _run(self) -> None:
         try:
-            self._note(produce(self._settings, self._source, self._note))
+            self._note(produce(self._settings, self._source, self._note, stopping=self._stopping))
         except BaseException as error:
             self._error = error
 
@@ -115,6 +158,7 @@ class Feed:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._stopping.set()
         self._source.close()
         self._thread.join()
         if self._error is not None:

@@ -7,6 +7,9 @@ writes nothing but topics.
 from __future__ import annotations
 
 import contextlib
+import logging
+import socket
+import time
 import uuid
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -17,8 +20,11 @@ from kafka.admin import ConfigResource, ConfigResourceType, OffsetSpec
 from kafka.partitioner.default import murmur2
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_random_exponential
 
-from pipeline_lib.errors import PipelineError, TopicError, UnavailableError
+from pipeline_lib.errors import PipelineError, SettingsError, TopicError, UnavailableError
 from pipeline_lib.records import Message
+
+# Kafka's client warns of each of its tries; whoever sets up logging sees it, and nobody else.
+logging.getLogger("kafka").addHandler(logging.NullHandler())
 
 # Four: more than the cores of a small machine, fewer than the symbols. Changing it later moves symbols to other
 # partitions, which is allowed but makes bars of two partitions.
@@ -56,8 +62,32 @@ class OffsetRange(NamedTuple):
     latest: int
 
 
+def wait_reachable(servers: str) -> None:
+    """Return once a server takes connections. Raises UnavailableError if none does within five seconds.
+
+    Kafka's client would find out by itself, and leave open every socket that it tried with.
+    """
+    deadline = time.monotonic() + BOOTSTRAP_TIMEOUT_MS / 1_000
+    while True:
+        for server in servers.split(","):
+            host, _, port = server.strip().rpartition(":")
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+                return
+            except ValueError:
+                raise SettingsError(
+                    f"cannot reach Kafka at {servers}: {server!r} is no HOST:PORT; correct KAFKA_BOOTSTRAP_SERVERS"
+                ) from None
+            except OSError as error:
+                found = error.strerror or error
+        if time.monotonic() > deadline:
+            raise UnavailableError(f"cannot reach Kafka at {servers}: {found}; is it running? (`stocks status`)")
+        time.sleep(0.2)
+
+
 @contextlib.contextmanager
 def _admin(servers: str) -> Iterator[KafkaAdminClient]:
+    wait_reachable(servers)
     with _translated(servers):
         admin = KafkaAdminClient(bootstrap_servers=servers.split(","), bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS)
         try:
@@ -172,6 +202,7 @@ def read_messages(servers: str, topic: str, starts: dict[int, int], ends: dict[i
     parts = {TopicPartition(topic, number): end for number, end in ends.items() if starts.get(number, 0) < end}
     if not parts:
         return
+    wait_reachable(servers)
     with _translated(servers):
         consumer = KafkaConsumer(
             bootstrap_servers=servers.split(","),

@@ -87,6 +87,7 @@ def _opened(settings: Settings, ticks: int | None, report: Callable[[str], None]
             move_to_now=settings.move_to_now,
             verbatim=settings.verbatim,
             ticks=ticks,
+            again=settings.again,
             report=report,
         )
     from pipeline_lib.sources.simulated import SimulatedMarket

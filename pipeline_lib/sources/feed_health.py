@@ -1,7 +1,7 @@
 """What a live feed says of itself: how fresh each symbol is, and when it brought nothing.
 
 It is told what happens (`saw_tick`, `gap_began`, `gap_ended`, `saw_market`), from any thread, and asked for `status` by
-the heartbeat of the feed. It asks nobody and stores nothing: `producer.StatusBeat` publishes what it says.
+the heartbeat of the feed. It asks nobody and stores nothing: `status_beat.StatusBeat` publishes what it says.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import secrets
 import socket as sockets
 from collections.abc import Callable, Generator, Iterator
 from itertools import count
@@ -73,7 +74,8 @@ class FinnhubTrades:
     """Trades of these symbols, in batches, from `batches()` until closed.
 
     `traded` are the symbols that have brought a trade through the socket that is open; without one there are none. An
-    empty batch says that this has changed. Every trade has an id of its own: `ws-<start of this object>-<number>`.
+    empty batch says that this has changed. Every trade has an id of its own, `ws-<a word drawn for this object>-<number>`, so
+    that none comes again after a restart.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class FinnhubTrades:
         self._clock = clock or Clock()
         self._closed = Event()
         self._seen = SeenTrades()
-        self._run, self._numbers = self._clock.now_ms(), count(1)
+        self._run, self._numbers = secrets.token_hex(6), count(1)
         self._dice = random.Random()
         self._told: set[str] = set()
         self._silences = 0

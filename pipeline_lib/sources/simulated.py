@@ -1,13 +1,15 @@
 """The simulated market as a source: ticks of the market model, at the pace of the clock or as fast as they can be made.
 
-Live, event times are now. Bounded, the ticks are a fixed number from a fixed time on, and the same to the last digit on
-every run with one seed, start, rate and list of symbols. What the trades are like is in `market_model`.
+Live, event times are now, and every start has ids of its own. Bounded, the ticks are a fixed number from a fixed time on, and
+the same to the last digit on every run with one seed, start, rate and list of symbols. What the trades are like is in
+`market_model`.
 
 Conditions are in the manner of Finnhub's, strings of small numbers: "1" on every trade, "12" too on odd lots.
 """
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from itertools import count
 from threading import Event
@@ -78,7 +80,7 @@ class SimulatedMarket:
         while left > 0:
             trades = market.advance(seconds).first(left)
             left -= len(trades.price)
-            for tick in self._ticks(trades, start, numbers):
+            for tick in self._ticks(trades, str(start), numbers):
                 if self._closed.is_set():
                     return
                 yield tick
@@ -87,13 +89,14 @@ class SimulatedMarket:
         closed, clock = self._closed, self._clock
         session_at(clock.now_ms())  # loads the calendar, which takes a second, before the market opens
         start = clock.now_ms()
+        run = f"{start}-{secrets.token_hex(6)}"  # not the time alone, which a clock that is set back may bring again
         market, numbers = MarketModel(self._symbols, self._seed, start, self._rate), count(1)
         while not clock.wait(closed, (market.now_ms - clock.now_ms()) / 1_000):
             now = clock.now_ms()
             if now - market.now_ms > MAX_BEHIND_MS:
                 self._report(f"the simulated market skips {(now - market.now_ms) / 1_000:.0f} s, by which it is behind the clock")
                 market.skip_to(now)
-            for tick in self._ticks(market.advance(1), start, numbers):
+            for tick in self._ticks(market.advance(1), run, numbers):
                 while tick.receipt_time > now:
                     if clock.wait(closed, max(BURST_SECONDS, (tick.receipt_time - now) / 1_000)):
                         return
@@ -102,9 +105,9 @@ class SimulatedMarket:
                     return
                 yield tick
 
-    def _ticks(self, trades: Trades, start: int, numbers: count[int]) -> Iterator[Tick]:
+    def _ticks(self, trades: Trades, run: str, numbers: count[int]) -> Iterator[Tick]:
         """Return the ticks of these trades, each received when it is delivered."""
-        prefix = f"sim-{self._seed}-{start}-"
+        prefix = f"sim-{self._seed}-{run}-"
         # The numbers come last: zip asks the others first, and takes no number that it has no trade for.
         for event_time, delivery_time, symbol, price, volume, number in zip(*(column.tolist() for column in trades), numbers, strict=False):
             # The model keeps every number within the contract's bounds; the settings do so with the symbols.

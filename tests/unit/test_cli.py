@@ -23,14 +23,14 @@ OPTIONS = {
     "status": {"--json"},
     "env": set(),
     "doctor": set(),
-    "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--ticks"},
+    "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--again", "--ticks"},
     "stream": {"--until-caught-up", "--console"},
     "verify": {"--from", "--to", "--symbol", "--watch", "--every", "--json"},
     "rebuild": {"--tape", "--accept-loss"},
     "record": {"--out"},
     "dashboard": {"--port"},
     "finnhub-stand-in": {"--port", "--key", "--tape", "--speed", "--rate", "--faults", "--every", "--seed"},
-    "run": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim"},
+    "run": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--again"},
 }
 
 # Nobody listens on port 1 of the loopback.
