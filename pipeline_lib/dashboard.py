@@ -21,7 +21,20 @@ import pandas as pd
 
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import PipelineError, UnavailableError
-from pipeline_lib.widgets import MOST_BARS, Bar, Board, Chart, Strip, banner_of, bar_rows, clock_words, gap_rows, price_rows, stage_rows
+from pipeline_lib.widgets import (
+    MOST_BARS,
+    TITLES,
+    Bar,
+    Board,
+    Chart,
+    Strip,
+    banner_of,
+    bar_rows,
+    clock_words,
+    gap_rows,
+    price_rows,
+    stage_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -238,14 +251,17 @@ class Dashboard(ipywidgets.VBox):
         shown = f" What you see is from {clock_words(self._good_at, now)}." if self._good_at else ""
         text = f"PostgreSQL: down since {clock_words(self._down_since, now)} New York.{shown}"
         self.strip.notice = {"kind": "down", "text": text, "detail": str(error)}
-        self.strip.stages = [self._stage_without_database(stage) for stage in self.strip.stages]
+        # A page that was opened just now has heard of no stage yet.
+        known = self.strip.stages or [{"stage": name, "title": title, "detail": ""} for name, title in TITLES.items()]
+        self.strip.stages = [self._stage_without_database(stage) for stage in known]
 
     def _stage_without_database(self, stage: dict[str, Any]) -> dict[str, Any]:
         """Return the stage as far as it is known while PostgreSQL, which holds every stage's state, is down."""
         if stage["stage"] == "postgres":
-            down_since = self._down_since or _now()
-            return {**stage, "state": "down", "detail": "does not answer", "since": round(down_since.timestamp() * 1000)}
-        return {**stage, "state": "unknown", "since": None}
+            since = round((self._down_since or _now()).timestamp() * 1000)
+            return {**stage, "state": "down", "detail": "does not answer; if it does not come back: `stocks up`", "since": since}
+        detail = stage["detail"] if stage["stage"] == "feed" else "not known while PostgreSQL is down"
+        return {**stage, "state": "unknown", "detail": detail, "since": None}
 
     def _show_aged(self, aged: bool) -> None:
         self.chart.aged = self.board.aged = aged

@@ -31,6 +31,8 @@ MOST_BARS = 500
 BAR_NUMBERS = ("open", "high", "low", "close", "volume", "vwap")
 TITLES = {"feed": "Feed", "kafka": "Kafka", "spark": "Spark", "postgres": "PostgreSQL"}
 
+SPARK_DOWN = "no sign of life; if it does not come back: `stocks stream`"
+
 Bar = list[Any]
 
 
@@ -105,10 +107,13 @@ def stage_rows(stages: pd.DataFrame, now: dt.datetime) -> list[dict[str, Any]]:
     rows = []
     for row in records:
         name, state, since = str(row["stage"]), str(row["state"]), row.get("since")
+        detail = "" if row.get("detail") is None else str(row["detail"])
         if row["is_silent"] and state != "stopped":
             state = "down" if stream_tells or name not in ("feed", "kafka") else "unknown"
             since = row["beat_at"]
-        detail = "" if row.get("detail") is None else str(row["detail"])
+            # What the feed said of itself stays: the banner tells from it where the data come from.
+            kafka = "no sign of life" if stream_tells else "not known while Spark is down"
+            detail = {"spark": SPARK_DOWN, "kafka": kafka}.get(name, detail)
         rows.append({"stage": name, "title": TITLES.get(name, name), "state": state, "detail": detail, "since": epoch_ms(since)})
     return rows
 

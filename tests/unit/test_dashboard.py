@@ -233,6 +233,30 @@ def test_without_postgres_the_last_picture_stays_and_is_called_old(frames: Frame
     asyncio.run(watch())
 
 
+def test_opened_without_postgres_it_names_every_stage_and_the_way_out(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    dashboard = make()
+    frames.fault = UnavailableError("cannot use PostgreSQL: no answer")
+    asyncio.run(dashboard.refresh())
+    assert [(stage["title"], stage["state"]) for stage in dashboard.strip.stages] == [
+        ("Feed", "unknown"),
+        ("Kafka", "unknown"),
+        ("Spark", "unknown"),
+        ("PostgreSQL", "down"),
+    ]
+    assert "`stocks up`" in dashboard.strip.stages[3]["detail"] and dashboard.strip.stages[3]["since"]
+    assert dashboard.strip.notice["text"].startswith("PostgreSQL: down since ")
+
+
+def test_a_stream_that_is_down_says_what_to_do_and_the_market_stays_named(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    frames.beat_age = dt.timedelta(seconds=60)
+    dashboard = make()
+    asyncio.run(dashboard.refresh())
+    details = {stage["stage"]: stage["detail"] for stage in dashboard.strip.stages}
+    assert "`stocks stream`" in details["spark"]
+    assert details["kafka"] == "not known while Spark is down"
+    assert dashboard.strip.banner["title"] == "SIMULATED MARKET — no Finnhub key"
+
+
 def test_any_other_fault_is_said_in_words_and_survived(
     frames: Frames, make: Callable[..., Dashboard], caplog: pytest.LogCaptureFixture
 ) -> None:
