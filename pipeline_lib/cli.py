@@ -151,7 +151,7 @@ def produce(
         stopping.set()
         feed.close()
 
-    with _stop_on_signal(stop, until_eof), _progress(feed.total if feed.finite else None) as show:
+    with _stop_on_signal(stop, until_eof), _progress(lambda: feed.total if feed.finite else None) as show:
         report = pipeline.produce(settings, feed, show, stopping=stopping, report=lambda line: err.print(f"feed: {line}"))
     out.print(f"feed: {report}")
     if report.failed:
@@ -159,16 +159,22 @@ def produce(
 
 
 @contextlib.contextmanager
-def _progress(total: int | None) -> Iterator[Callable[[Any], None] | None]:
-    """Yield what shows a publish report: a bar where a person looks on, nothing else elsewhere."""
+def _progress(total: Callable[[], int | None]) -> Iterator[Callable[[Any], None] | None]:
+    """Yield what shows a publish report: a bar where a person looks on, nothing else elsewhere.
+
+    The total is asked for again, since of a tape that goes on there is less.
+    """
     if not out.is_terminal:
         yield None
         return
-    ends = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) if total else (SpinnerColumn(), TimeElapsedColumn())
+    ends = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()) if total() else (SpinnerColumn(), TimeElapsedColumn())
     with Progress(TextColumn("{task.description}"), *ends, console=out, transient=True) as progress:
-        task = progress.add_task("publishing", total=total)
+        task = progress.add_task("publishing", total=total())
         yield lambda report: progress.update(
-            task, completed=report.acknowledged, description=f"{report.acknowledged:,} acknowledged, {report.rate:,.0f} ticks/s"
+            task,
+            total=total(),
+            completed=report.acknowledged,
+            description=f"{report.acknowledged:,} acknowledged, {report.rate:,.0f} ticks/s",
         )
 
 

@@ -39,7 +39,7 @@ DELIVERY_TIMEOUT_MS = 120_000
 STOP_SECONDS = 10.0
 # A message that is unacknowledged for so long waits for Kafka; less is an election or a long collection of garbage.
 PATIENCE_SECONDS = 5.0
-MAX_PAUSE_SECONDS = 5.0
+MAX_PAUSE_SECONDS = 2.0
 # A broker that was frozen first does what it was asked before: what it has taken is looked for after so long.
 SETTLE_SECONDS = 1.0
 

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 STATUS_SECONDS = 2.0
 
-# Ages, freshness and the tolerance for times of the future are reckoned over both clocks. Machines that set theirs by the
-# network are within a tenth of a second.
-CLOCK_TOLERANCE_SECONDS = 60.0
+# Ages and freshness are reckoned over both clocks, and the stream tolerates no more. Machines that set theirs by the network are
+# within a tenth of a second.
+CLOCK_TOLERANCE_SECONDS = 5.0
 
 
 class StatusBeat:
@@ -111,7 +111,7 @@ class StatusBeat:
 
 
 def check_clocks(asked_at: int, answered_at: int, broker_at: int) -> None:
-    """Raise ClockError if the broker's clock cannot have been within a minute of ours between question and answer."""
+    """Raise ClockError if the broker's clock cannot have been within five seconds of ours between question and answer."""
     ahead = broker_at - answered_at if broker_at > answered_at else min(0, broker_at - asked_at)
     if abs(ahead) > CLOCK_TOLERANCE_SECONDS * 1_000:
         raise ClockError(

@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 # Instead of two minutes, so that a broker that is away for longer than that is not waited for that long here.
-DELIVERY_TIMEOUT_MS = 3_000
+DELIVERY_TIMEOUT_MS = 2_000
 
 
 @pytest.fixture(scope="module")

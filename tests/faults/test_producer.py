@@ -6,6 +6,7 @@ The model is the tape itself, as a plain list: after the last life the topic hol
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from runs import assert_eventually, publish, random_ticks
 from test_kill import stage
 
-from pipeline_lib import pipeline, topics
+from pipeline_lib import pipeline, status_beat, topics
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import ClockError, TopicError
 from pipeline_lib.pipeline import Place
@@ -105,7 +106,19 @@ def test_a_feed_whose_clock_is_apart_from_the_brokers_is_refused_with_both_times
     now, far = 1_763_900_000_000, round(CLOCK_TOLERANCE_SECONDS * 1_000)
     for broker_at in (now - far, now, now + 50, now + 50 + far):  # an answer that took 50 ms
         check_clocks(now, now + 50, broker_at)
-    with pytest.raises(ClockError, match=r"12:13:20 UTC, the broker's at 2025-11-23 12:14:2.*ahead; set the one that is wrong"):
+    with pytest.raises(ClockError, match=r"12:13:20 UTC, the broker's at 2025-11-23 12:13:26.*ahead; set the one that is wrong"):
         check_clocks(now, now + 50, now + 50 + far + 1_000)
     with pytest.raises(ClockError, match="behind"):
         check_clocks(now, now + 50, now - far - 1)
+
+
+def test_a_feed_whose_clock_is_apart_publishes_no_tick_and_says_why_on_the_status_topic(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(status_beat, "now_ms", lambda: time.time_ns() // 1_000_000 + 60_000)
+    settings = place.settings.replaced(source="simulated")
+    with pytest.raises(ClockError, match="behind"):
+        pipeline.produce(settings, open_source(settings, ticks=10))
+    assert count_messages(settings) == 0
+    said = decode_status(topics.peek_messages(pipeline.servers_of(settings), status_topic(settings.kafka_topic), 1)[0].value)
+    assert said.state == "stopped" and "set the one that is wrong" in said.detail
