@@ -1,4 +1,4 @@
-"""The same dashboard in a cell of JupyterLab."""
+"""The same dashboard in a cell of JupyterLab, and the panel of notebook 06."""
 
 from __future__ import annotations
 
@@ -25,13 +25,21 @@ store = Store(os.environ["DATABASE_URL"], "stock-market-data")
 dashboard = Dashboard(load_bars=store.load_bars, load_prices=store.load_prices, load_stages=store.load_stages)
 dashboard"""
 
+# The panel of notebook 06 on its own: who is killed by it is the notebook's affair, that its buttons reach the kernel is this test's.
+PANEL = """\
+from pipeline_lib.panel import FaultPanel
+killed, reasons = [], {"kafka": "its address is given", "feed": "", "spark": "", "postgres": ""}
+row = {"since": 0, "seen": None, "detail": "", "returns": 0}
+states = lambda: [{**row, "stage": name, "state": "down" if name in killed else "running", "spared": why} for name, why in reasons.items()]
+FaultPanel(lambda: {"stages": states(), "counts": {"bars": 1234}, "fault": ""}, killed.append, store.load_stages)"""
+
 
 @pytest.fixture(scope="module")
 def lab(served: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a JupyterLab that has one notebook, on the database of the page."""
     folder: Path = tmp_path_factory.mktemp("lab")
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
-    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "print('other cells run', 6 * 7)")]
+    notebook.cells = [nbformat.v4.new_code_cell(source) for source in (CELL, "print('other cells run', 6 * 7)", PANEL)]
     nbformat.write(notebook, folder / "live.ipynb")
     port = free_port()
     assert served.settings.database_url is not None
@@ -81,7 +89,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
             time.sleep(0.2)
 
 
-def test_in_jupyterlab_it_lives_lets_other_cells_run_and_is_replaced_by_a_rerun(chromium: Browser, lab: str) -> None:
+def test_in_jupyterlab_it_lives_lets_other_cells_run_is_replaced_by_a_rerun_and_its_buttons_reach_the_kernel(chromium: Browser, lab: str) -> None:
     context = chromium.new_context(viewport={"width": 1440, "height": 1200})
     context.set_default_timeout(60_000)
     watched = watch(context)
@@ -100,10 +108,18 @@ def test_in_jupyterlab_it_lives_lets_other_cells_run_and_is_replaced_by_a_rerun(
 
     page.click(".jp-CodeCell >> nth=0 >> .jp-InputArea-editor")
     page.keyboard.press("Control+Enter")
-    expect(page.locator(".jp-CodeCell >> nth=0 >> .jp-InputPrompt")).to_have_text("[3]:")
+    expect(page.locator(".jp-CodeCell >> nth=0 >> .jp-InputPrompt")).to_have_text("[4]:")
     page.wait_for_selector(".sp-chart[data-bars]", state="attached")
     expect(page.locator(".sp-dashboard")).to_have_count(1)
     page.locator(".widget-dropdown select").nth(0).select_option("NVDA")
     page.wait_for_selector(".sp-chart[data-symbol=NVDA]", state="attached")
+
+    row = page.locator(".sp-fault-row")
+    expect(page.locator(".sp-count[data-count=bars]")).to_have_text("1,234")
+    expect(row.locator(".sp-kill:visible")).to_have_count(3)
+    expect(page.locator(".sp-fault-row[data-stage=kafka]")).to_contain_text("its address is given")
+    row.get_by_role("button", name="kill -9 Spark").click()
+    expect(page.locator(".sp-fault-row[data-state=down]")).to_have_count(1)
+    expect(page.locator(".sp-fault-row[data-stage=spark]")).to_contain_text("down since")
     context.close()
     assert [fault for fault in watched.faults if "sp-" in fault or "widget" in fault.lower() or "left the machine" in fault] == []
