@@ -89,7 +89,7 @@ def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None
             time.sleep(0.2)
 
 
-def test_in_jupyterlab_it_lives_lets_other_cells_run_is_replaced_by_a_rerun_and_its_buttons_reach_the_kernel(chromium: Browser, lab: str) -> None:
+def test_in_jupyterlab_it_lives_lets_others_run_is_replaced_by_a_rerun_and_buttons_reach_the_kernel(chromium: Browser, lab: str) -> None:
     context = chromium.new_context(viewport={"width": 1440, "height": 1200})
     context.set_default_timeout(60_000)
     watched = watch(context)
