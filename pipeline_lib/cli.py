@@ -182,6 +182,9 @@ def _progress(total: Callable[[], int | None]) -> Iterator[Callable[[Any], None]
 def stream(
     until_caught_up: Annotated[bool, typer.Option("--until-caught-up", help="End when all that is in the topic has been read.")] = False,
     console: Annotated[bool, typer.Option("--console", help="Print the bars that each micro-batch writes.")] = False,
+    accept_gap: Annotated[
+        bool, typer.Option("--accept-gap", help="Go on without messages that retention removed unread; which ones is recorded.")
+    ] = False,
     until_eof: UntilEofOption = False,
 ) -> None:
     """Stream the topic into bars in PostgreSQL, until Ctrl-C."""
@@ -190,8 +193,8 @@ def stream(
 
     settings = find_services(Settings.load())
     store = pipeline.open_store(settings)
-    store.create_tables()
     with store.only_stream():
+        pipeline.bind(settings, store, accept_gap=accept_gap, report=out.print)  # before Spark, which takes seconds to start
         out.print(f"stream: starting Spark ({settings.spark_master})")
         session = pipeline.open_spark(settings, out.print)
         running = pipeline.open_stream(settings, session, store, console=console, report=out.print)

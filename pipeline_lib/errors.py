@@ -62,6 +62,16 @@ class MessageError(PipelineError):
 class TopicError(PipelineError):
     """The topic is absent, or is another one than the stored offsets belong to."""
 
+    way_out = "make the tables anew of a tape (`stocks rebuild --tape FILE`), or name an empty database in DATABASE_URL"
+
+    @classmethod
+    def made_again(cls, topic: str, found_id: str, stored_id: str | None) -> TopicError:
+        """Return the error of a topic that is another one of the same name."""
+        return cls(
+            f"cannot go on with topic {topic!r}: it has id {found_id}, the stored offsets belong to id {stored_id}: "
+            f"it was deleted and made again; {cls.way_out}"
+        )
+
 
 class SchemaError(PipelineError):
     """The tables differ from the ones that this program creates, or belong to another topic or window."""

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
 from pipeline_lib import audit, topics
+from pipeline_lib.binding import Binding, gap_words
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import MessageError, PipelineError, TopicError, UnavailableError
 from pipeline_lib.producer import MAX_IN_FLIGHT, Producer, PublishReport, publish_ticks
@@ -178,21 +179,33 @@ def open_spark(settings: Settings, report: Report | None = None) -> SparkSession
     return open_session(settings.spark_master, runtime)
 
 
-def open_stream(settings: Settings, session: SparkSession, store: Store, *, console: bool = False, report: Report | None = None) -> Stream:
-    """Return a stream from the settings' topic into the store, bound and checked, not started yet.
+def bind(settings: Settings, store: Store, *, accept_gap: bool = False, report: Report | None = None) -> Binding:
+    """Return the tie between the store's database and its topic, made if there was none, and checked.
 
-    Raises SchemaError if the database belongs to another topic or window, or its tables were altered.
+    The topic of a database that is tied to none is created. With `accept_gap`, what retention has removed unread is recorded
+    as done without. Raises SchemaError if the database belongs to another topic or window, or its tables were altered,
+    TopicError if the topic is not what the stored offsets were made from, ClockError if clocks are apart.
     """
+    store.create_tables()
+    # What it has kept open is given back for now, and opened again when it is asked.
+    with contextlib.closing(Binding(store, servers_of(settings), settings.window_ms)) as binding:
+        if accept_gap and (gaps := binding.accept_gaps()) and report is not None:
+            report(f"stream: goes on without what retention has removed: {gap_words(gaps)}")
+        binding.start_offsets()
+    return binding
+
+
+def open_stream(settings: Settings, session: SparkSession, store: Store, *, console: bool = False, report: Report | None = None) -> Stream:
+    """Return a stream from the settings' topic into the store, bound and checked, not started yet. Raises what `bind` raises."""
     from pipeline_lib.stream import Plan, Stream
 
-    servers = servers_of(settings)
-    info = topics.create_topic(servers, settings.kafka_topic)
-    store.create_tables()
-    store.bind(info.id, settings.window_ms, {part: found.earliest for part, found in topics.read_offsets(servers, info.name).items()})
+    binding = bind(settings, store)
     plan = Plan(
-        servers=servers,
+        servers=servers_of(settings),
         topic=settings.kafka_topic,
-        list_partitions=lambda: topics.describe_topic(servers, info.name).partitions,
+        start_offsets=binding.start_offsets,
+        list_partitions=binding.list_partitions,
+        release=binding.close,
         window_ms=settings.window_ms,
         watermark_delay=settings.watermark_delay,
         trigger=settings.trigger,
@@ -255,8 +268,8 @@ class Heartbeat:
         self._thread.join()
         if self._tail is not None:
             self._tail.close()
-        # Where PostgreSQL is away there is nobody to tell that the stream has stopped.
-        with contextlib.suppress(UnavailableError):
+        # Where PostgreSQL is away, or refuses, there is nobody to tell that the stream has stopped.
+        with contextlib.suppress(PipelineError):
             self._store.beat("spark", "stopped", "the stream was stopped")
         self._store.close()
 

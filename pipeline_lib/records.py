@@ -300,6 +300,14 @@ class PartitionCount(NamedTuple):
     dead: int
 
 
+class OffsetGap(NamedTuple):
+    """Offsets of a partition, up to and not including ``to_offset``, that retention removed before they were read."""
+
+    partition: int
+    from_offset: int
+    to_offset: int
+
+
 class Batch(NamedTuple):
     """All that one micro-batch commits, in one transaction.
 

@@ -44,24 +44,26 @@ KEPT = ("stock_alerts", "feed_gaps", "symbol_freshness", "stage_state")
 # Where a rebuild makes its tables, beside those in use.
 REBUILT = "stocks_rebuilt"
 
+FUNCTIONS = ("wider_bars", "ema_step", "ema")
+
 # A number that no other program is likely to choose.
 SCHEMA_LOCK = 7_220_414
 
 
-def create_tables(cursor: Any) -> None:
-    """Create the tables if there are none, else compare them; make the views anew if they differ.
+def create_tables(cursor: Any) -> str:
+    """Create the tables if there are none, else compare them; make the views anew if they differ. Return the tables' shape.
 
-    Raises SchemaError that shows each difference between the tables there and the ones wanted.
+    Raises SchemaError that shows each difference between the tables there and the ones wanted, or names the views of somebody
+    else that stand on ours and would have to go.
     """
     cursor.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
     if not _are_there(cursor):
         cursor.execute(_read_sql("schema.sql"))
         cursor.execute(_read_sql("views.sql"))
-        return
-    wanted_views = _compare(cursor)
-    if wanted_views != _describe_views(cursor, _current(cursor)):
+    elif _compare(cursor) != _describe_views(cursor, _current(cursor)):
         _drop_views(cursor)
         cursor.execute(_read_sql("views.sql"))
+    return read_shape(cursor)
 
 
 def check_tables(cursor: Any) -> bool:
@@ -74,6 +76,22 @@ def check_tables(cursor: Any) -> bool:
         return False
     _compare(cursor)
     return True
+
+
+def read_shape(cursor: Any) -> str:
+    """Return what stays the same as long as nobody alters the tables; it may also change where they differ in nothing.
+
+    Costs a millisecond, so that it can be asked in every transaction: a column that was given another type takes what is
+    written to it, and keeps less. Every alteration writes new rows of the catalog, which xmin tells apart.
+    """
+    cursor.execute(
+        "select count(*), md5(string_agg(concat_ws(' ', c.oid, c.xmin, a.attnum, a.xmin, d.xmin), ',' order by c.oid, a.attnum))"
+        " from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0"
+        " left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum"
+        " where c.relnamespace = current_schema()::text::regnamespace and c.relkind in ('r', 'p') and c.relname = any(%s)",
+        (list(TABLES),),
+    )
+    return str(cursor.fetchone())
 
 
 def _are_there(cursor: Any) -> bool:
@@ -139,19 +157,39 @@ def _read_sql(name: str) -> str:
 
 
 def _describe_tables(cursor: Any, schema: str = "public") -> dict[str, dict[str, str]]:
+    """Return for each table its columns with type, default and formula, its constraints, indexes, triggers and other traits.
+
+    Names of constraints and indexes say nothing. Indexes that somebody added are left out, unless they are unique.
+    """
+    which = {"schema": schema, "tables": list(TABLES)}
+    ours = " where c.relnamespace = %(schema)s::regnamespace and c.relkind in ('r', 'p') and c.relname = any(%(tables)s)"
     cursor.execute(
         "select c.relname, a.attname, format_type(a.atttypid, a.atttypmod) || case when a.attnotnull then ' not null' else '' end"
+        " || case when a.attgenerated <> '' then ' generated as ' when d.oid is not null then ' default ' else '' end"
+        " || coalesce(pg_get_expr(d.adbin, d.adrelid), '') || case when a.attidentity <> '' then ' identity' else '' end"
         " from pg_class c join pg_attribute a on a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped"
-        " where c.relnamespace = %s::regnamespace and c.relkind in ('r', 'p') and c.relname = any(%s)",
-        (schema, list(TABLES)),
+        " left join pg_attrdef d on d.adrelid = c.oid and d.adnum = a.attnum" + ours,
+        which,
     )
     tables: dict[str, dict[str, str]] = {}
     for table, column, kind in cursor.fetchall():
         tables.setdefault(table, {})[column] = kind
     cursor.execute(
         "select c.relname, pg_get_constraintdef(k.oid) from pg_constraint k join pg_class c on c.oid = k.conrelid"
-        " where c.relnamespace = %s::regnamespace and k.contype in ('p', 'u', 'c') and c.relname = any(%s)",
-        (schema, list(TABLES)),
+        + ours
+        + " and k.contype in ('p', 'u', 'c', 'f', 'x')"
+        " union all select c.relname, 'trigger ' || t.tgname from pg_trigger t join pg_class c on c.oid = t.tgrelid"
+        + ours
+        + " and not t.tgisinternal"
+        " union all select c.relname, case when c.relrowsecurity then 'row security' else 'unlogged' end from pg_class c"
+        + ours
+        + " and (c.relrowsecurity or c.relpersistence <> 'p')"
+        " union all select c.relname, case when i.indisunique then 'unique ' else '' end || 'index '"
+        " || substring(pg_get_indexdef(i.indexrelid) from 'USING .*') || case when i.indisvalid then '' else ' (not valid)' end"
+        " from pg_index i join pg_class c on c.oid = i.indrelid"
+        + ours
+        + " and not exists (select from pg_constraint k where k.conindid = i.indexrelid and k.contype in ('p', 'u', 'x'))",
+        which,
     )
     for table, definition in cursor.fetchall():
         tables[table][definition] = "present"
@@ -161,9 +199,9 @@ def _describe_tables(cursor: Any, schema: str = "public") -> dict[str, dict[str,
 def _describe_views(cursor: Any, schema: str = "public") -> dict[str, str]:
     cursor.execute(
         "select relname, pg_get_viewdef(oid) from pg_class where relnamespace = %(schema)s::regnamespace and relkind = 'v'"
-        " union all select proname, prosrc from pg_proc where pronamespace = %(schema)s::regnamespace"
-        " and proname in ('wider_bars', 'ema_step', 'ema')",
-        {"schema": schema},
+        " and relname = any(%(views)s) union all select proname, prosrc from pg_proc where pronamespace = %(schema)s::regnamespace"
+        " and proname = any(%(functions)s)",
+        {"schema": schema, "views": list(VIEWS), "functions": list(FUNCTIONS)},
     )
     return {name: text.replace(f"{schema}.", "") for name, text in cursor.fetchall()}
 
@@ -178,24 +216,44 @@ def _wanted(cursor: Any) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
 
 
 def _drop_views(cursor: Any) -> None:
-    cursor.execute(f"drop view if exists {', '.join(VIEWS)} cascade")
+    """Drop our views and functions. Raises SchemaError, naming them, if views of somebody else stand on them."""
     cursor.execute(
-        "drop function if exists wider_bars cascade; drop aggregate if exists ema (double precision, double precision);"
-        " drop function if exists ema_step cascade"
+        "select distinct format('%%I.%%I', n.nspname, v.relname) from pg_depend d join pg_rewrite r on r.oid = d.objid"
+        " join pg_class v on v.oid = r.ev_class join pg_namespace n on n.oid = v.relnamespace"
+        " left join pg_class c on d.refclassid = 'pg_class'::regclass and c.oid = d.refobjid"
+        " left join pg_proc p on d.refclassid = 'pg_proc'::regclass and p.oid = d.refobjid"
+        " where d.classid = 'pg_rewrite'::regclass"
+        " and not (v.relnamespace = current_schema()::text::regnamespace and v.relname = any(%(views)s))"
+        " and (c.relnamespace = current_schema()::text::regnamespace and c.relname = any(%(views)s)"
+        " or p.pronamespace = current_schema()::text::regnamespace and p.proname = any(%(functions)s)) order by 1",
+        {"views": list(VIEWS), "functions": list(FUNCTIONS)},
+    )
+    if others := [row[0] for row in cursor.fetchall()]:
+        raise SchemaError(
+            f"cannot renew the views: {', '.join(others)} of somebody else stand on them; keep their definition, drop them, "
+            "and make them anew after the start"
+        )
+    # No cascade: what nobody has named above is not dropped either.
+    cursor.execute(f"drop view if exists {', '.join(VIEWS)}")
+    cursor.execute(
+        "drop function if exists wider_bars; drop aggregate if exists ema (double precision, double precision);"
+        " drop function if exists ema_step"
     )
 
 
 def _differences(wanted: dict[str, dict[str, str]], found: dict[str, dict[str, str]]) -> list[str]:
     faults = []
-    for table, columns in wanted.items():
+    for table, parts in wanted.items():
         if table not in found:
             faults.append(f"table {table} is missing")
             continue
-        for name, kind in columns.items():
+        for name, kind in parts.items():
             there = found[table].get(name)
             if there is None:
                 faults.append(f"{table} has no {name} ({kind})" if kind != "present" else f"{table} lacks {name}")
             elif there != kind:
                 faults.append(f"{table}.{name} is {there}, should be {kind}")
-        faults += [f"{table} has a {name} too many" for name in sorted(set(found[table]) - set(columns))]
+        # An index of somebody's own makes nothing wrong.
+        more = sorted(name for name in set(found[table]) - set(parts) if not name.startswith("index "))
+        faults += [f"{table} has a {name} too many" for name in more]
     return faults

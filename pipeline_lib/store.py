@@ -17,12 +17,11 @@ from urllib.parse import urlsplit, urlunsplit
 
 import pandas as pd
 import psycopg2
-from psycopg2 import errors as pg_errors
 from psycopg2 import extensions, sql
 from psycopg2.extras import execute_values
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from pipeline_lib import schema
+from pipeline_lib import pg_faults, retention, schema
 from pipeline_lib.config import masked_url
 from pipeline_lib.errors import (
     AlreadyRunningError,
@@ -30,9 +29,9 @@ from pipeline_lib.errors import (
     PipelineError,
     SchemaError,
     SettingsError,
-    UnavailableError,
+    TopicError,
 )
-from pipeline_lib.records import Batch, DeadLetter, FeedStatus, Gap, PartialBar, SymbolFreshness
+from pipeline_lib.records import Batch, DeadLetter, FeedStatus, Gap, OffsetGap, PartialBar, SymbolFreshness
 
 NOTIFY_CHANNEL = "stock_pipeline"
 
@@ -206,6 +205,9 @@ class Store:
         self.url, self.topic, self._schema_name = url, topic, schema_name
         self._lock = threading.RLock()
         self._connection: Any = None
+        self._writer_patience: float | None = None  # of the only stream; None where this store is not the stream's
+        self._shape: str | None = None  # of the tables, when they were last compared
+        self._prune_at = 0.0
 
     # connections
 
@@ -215,23 +217,23 @@ class Store:
                 self.url,
                 connect_timeout=CONNECT_TIMEOUT_SECONDS,
                 application_name="stocks",
-                # A connection whose server or network has gone is noticed within seconds, not hours.
+                # A connection whose server or network has gone is noticed within seconds, not hours; by the server likewise,
+                # since it keeps the right to write for as long as it believes in the connection.
                 keepalives_idle=5,
                 keepalives_interval=2,
                 keepalives_count=3,
-                options=f"-c timezone=UTC -c client_min_messages=warning -c search_path={self._schema_name}",
+                options=f"-c timezone=UTC -c client_min_messages=warning -c search_path={self._schema_name}"
+                " -c tcp_keepalives_idle=5 -c tcp_keepalives_interval=2 -c tcp_keepalives_count=3",
             )
         except psycopg2.OperationalError as error:
-            raise self._unavailable(error) from None
+            raise pg_faults.translate(error, masked_url(self.url)) from None
+        if self._writer_patience is not None:
+            try:
+                self._take_stream_lock(connection, self._writer_patience)
+            except BaseException:
+                connection.close()
+                raise
         return connection
-
-    def _unavailable(self, error: Exception) -> UnavailableError:
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        if isinstance(error, pg_errors.DiskFull):
-            return UnavailableError(
-                f"cannot write into PostgreSQL at {masked_url(self.url)}: {said}; free its disk: what waits goes on by itself"
-            )
-        return UnavailableError(f"cannot use PostgreSQL at {masked_url(self.url)}: {said}; is it running? (`stocks status`)")
 
     @contextlib.contextmanager
     def _transaction(self, *, read_only: bool = False, repeatable: bool = False) -> Iterator[Any]:
@@ -244,13 +246,10 @@ class Store:
                 connection.set_session(isolation_level="REPEATABLE READ" if repeatable else "READ COMMITTED", readonly=read_only)
                 with connection, connection.cursor() as cursor:
                     yield cursor
-            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
-                connection.close()
-                raise self._unavailable(error) from error
-            except pg_errors.InsufficientPrivilege as error:
-                raise PipelineError(f"cannot use the tables: {_first_line(error)}; grant the right to this user") from error
-            except (psycopg2.ProgrammingError, psycopg2.DataError, psycopg2.IntegrityError) as error:
-                raise SchemaError(f"cannot use the tables: {_first_line(error)}; `stocks doctor` compares them") from error
+            except psycopg2.Error as error:
+                if pg_faults.is_lost(error, connection):
+                    connection.close()
+                raise pg_faults.translate(error, masked_url(self.url)) from error
 
     def close(self) -> None:
         """Close the connection; a later use opens another."""
@@ -266,7 +265,7 @@ class Store:
         Raises SchemaError that shows each difference between the tables there and the ones this program creates.
         """
         with self._transaction() as cursor:
-            schema.create_tables(cursor)
+            self._shape = schema.create_tables(cursor)
 
     def beside(self) -> Store:
         """Return a store of the same database in which tables are rebuilt, beside the ones in use."""
@@ -300,53 +299,102 @@ class Store:
         with self._transaction() as cursor:
             return schema.check_tables(cursor)
 
-    def bind(self, topic_id: str, window_ms: int, earliest: dict[int, int]) -> None:
-        """Tie this database to one topic and one window at first start, and each new partition to its earliest offset.
+    def check_bound(self, window_ms: int) -> str | None:
+        """Return the id of the topic that this database is tied to, None if it is tied to none yet.
 
-        Raises SchemaError, with both sides shown, if it is tied to others.
+        Raises SchemaError, with both sides shown, if it is tied to a topic of another name or to another window.
+        """
+        with self._transaction(read_only=True) as cursor:
+            return self._check_bound(cursor, window_ms)
+
+    def _check_bound(self, cursor: Any, window_ms: int) -> str | None:
+        cursor.execute("select topic, topic_id, window_ms from pipeline_identity")
+        row = cursor.fetchone()
+        if row is None:
+            return None
+        topic, topic_id, stored_window = row
+        way_out = "name another database in DATABASE_URL, which is filled from the topic"
+        if topic != self.topic:
+            raise SchemaError(f"cannot start the stream: this database holds the bars of topic {topic!r}, not of {self.topic!r}; {way_out}")
+        if stored_window != window_ms:
+            raise SchemaError(
+                f"cannot start the stream: this database holds bars of {stored_window / 1000:g} s, WINDOW is {window_ms / 1000:g} s; "
+                f"set WINDOW back, or make bars of the new width: `stocks rebuild`"
+            )
+        return str(topic_id)
+
+    def bind(self, topic_id: str, window_ms: int, earliest: dict[int, int]) -> None:
+        """Tie this database to one topic and one window at first start, each partition to the earliest offset that it holds.
+
+        A partition that the topic got later is tied to offset 0: it is accounted for from its first message. Raises
+        SchemaError or TopicError, with both sides shown, if it is tied to others.
         """
         with self._transaction() as cursor:
             cursor.execute(
                 "insert into pipeline_identity (topic, topic_id, window_ms) values (%s, %s, %s) on conflict do nothing",
                 (self.topic, topic_id, window_ms),
             )
-            cursor.execute("select topic, topic_id, window_ms from pipeline_identity")
-            topic, stored_id, stored_window = cursor.fetchone()
-        way_out = "name another database in DATABASE_URL, which is filled from the topic"
-        if topic != self.topic:
-            raise SchemaError(f"cannot start the stream: this database holds the bars of topic {topic!r}, not of {self.topic!r}; {way_out}")
-        if stored_id != topic_id:
-            raise SchemaError(
-                f"cannot start the stream: topic {topic!r} has id {topic_id}, the stored offsets belong to id {stored_id}: "
-                f"it was deleted and made again; {way_out}"
-            )
-        if stored_window != window_ms:
-            raise SchemaError(
-                f"cannot start the stream: this database holds bars of {stored_window / 1000:g} s, WINDOW is {window_ms / 1000:g} s; "
-                f"set WINDOW back, or make bars of the new width: `stocks rebuild`"
-            )
-        with self._transaction() as cursor:
+            stored_id = self._check_bound(cursor, window_ms)
+            if stored_id != topic_id:
+                raise TopicError.made_again(self.topic, topic_id, stored_id)
+            cursor.execute("select count(*) from stream_offsets where topic = %s", (self.topic,))
+            is_first = cursor.fetchone()[0] == 0
             execute_values(
                 cursor,
                 "insert into stream_offsets (topic, topic_id, partition, first_offset, next_offset) values %s on conflict do nothing",
-                [(self.topic, topic_id, partition, offset, offset) for partition, offset in sorted(earliest.items())],
+                [(self.topic, topic_id, part, *([offset if is_first else 0] * 2)) for part, offset in sorted(earliest.items())],
             )
+
+    def accept_gaps(self, gaps: Iterable[OffsetGap]) -> None:
+        """Go on after messages that retention removed unread, and record that this was chosen. All of them or none.
+
+        Raises OffsetsMovedError if the stored offsets are not those at which the gaps begin.
+        """
+        with self._transaction() as cursor:
+            for partition, start, end in gaps:
+                cursor.execute(
+                    "update stream_offsets set next_offset = %(end)s, gap_count = gap_count + %(end)s - %(start)s, updated_at = now()"
+                    " where topic = %(topic)s and partition = %(partition)s and next_offset = %(start)s",
+                    {"topic": self.topic, "partition": partition, "start": start, "end": end},
+                )
+                if cursor.rowcount != 1:
+                    raise OffsetsMovedError(f"cannot accept the gap: partition {partition} is not at offset {start} any more; start anew")
+                cursor.execute(
+                    "insert into accepted_gaps (topic, partition, from_offset, to_offset) values (%s, %s, %s, %s)",
+                    (self.topic, partition, start, end),
+                )
+
+    def read_clock(self) -> dt.datetime:
+        """Return the time by PostgreSQL's clock."""
+        with self._transaction(read_only=True) as cursor:
+            cursor.execute("select clock_timestamp()")
+            return cursor.fetchone()[0]
 
     @contextlib.contextmanager
     def only_stream(self, patience_seconds: float = 10) -> Iterator[None]:
-        """Hold the right to write bars into this database, on a connection of its own.
+        """Hold the right to write bars into this database, on the very connection that commits them.
 
-        Waits a little, since PostgreSQL may need a moment to notice that a killed holder is gone. Raises
-        AlreadyRunningError if another stream has it.
+        A connection that replaces a lost one takes it again before it commits anything. Waits a little, since PostgreSQL may
+        need a moment to notice that a killed holder is gone. Raises AlreadyRunningError if another stream has it.
         """
-        connection = self._connect()
-        connection.autocommit = True
+        with self._lock:
+            self.close()
+            self._writer_patience = patience_seconds
+        try:
+            with self._transaction(read_only=True):
+                pass  # connected, and so the only one
+            yield
+        finally:
+            with self._lock:
+                self._writer_patience = None
+                self.close()
 
+    def _take_stream_lock(self, connection: Any, patience_seconds: float) -> None:
         @retry(
             retry=retry_if_exception_type(AlreadyRunningError), stop=stop_after_delay(patience_seconds), wait=wait_fixed(0.2), reraise=True
         )
         def take() -> None:
-            with connection.cursor() as cursor:
+            with connection, connection.cursor() as cursor:
                 cursor.execute("select pg_try_advisory_lock(%s)", (STREAM_LOCK,))
                 if cursor.fetchone()[0]:
                     return
@@ -358,16 +406,13 @@ class Store:
                 holder = cursor.fetchone()
             since = f", connected since {holder[1]:%Y-%m-%d %H:%M:%S} UTC" if holder else ""
             raise AlreadyRunningError(
-                f"cannot start the stream: another stream writes to this database{since}; stop it, or name another database in DATABASE_URL"
+                f"cannot write bars: another stream writes to this database{since}; stop it, or name another database in DATABASE_URL"
             )
 
         try:
             take()
-            yield
-        except psycopg2.OperationalError as error:
-            raise self._unavailable(error) from error
-        finally:
-            connection.close()
+        except psycopg2.Error as error:
+            raise pg_faults.translate(error, masked_url(self.url)) from error
 
     # the stream's writes
 
@@ -382,6 +427,7 @@ class Store:
 
         Raises OffsetsMovedError if the stored offsets are not those that the batch was filtered by; nothing is merged then.
         """
+        self._prune_now_and_then()
         began = time.monotonic()
         bars = merge_bars(batch.bars)
         with self._transaction() as cursor:
@@ -434,7 +480,22 @@ class Store:
                 ),
             )
             cursor.execute(sql.SQL("notify {}, {}").format(sql.Identifier(NOTIFY_CHANNEL), sql.Literal(str(batch.batch_id))))
+            # Last of all: by now every table that was written to is held, and nobody alters it before the commit.
+            shape = schema.read_shape(cursor)
+            if shape != self._shape:
+                schema.check_tables(cursor)
+                self._shape = shape
         return CommitResult(rows, dead, len(bars), late, commit_ms, {count.partition: count.next_offset for count in batch.counts})
+
+    def _prune_now_and_then(self) -> None:
+        """Delete what is kept no longer, once in a while. In front of a batch, which is read again if this fails."""
+        if time.monotonic() < self._prune_at:
+            return
+        while True:
+            with self._transaction() as cursor:
+                if not retention.prune(cursor):
+                    break
+        self._prune_at = time.monotonic() + retention.PRUNE_SECONDS
 
     def _advance(self, cursor: Any, batch: Batch) -> None:
         execute_values(
@@ -636,9 +697,12 @@ class Store:
             return Snapshot(row[0], row[1], row[2], offsets, bars, dict(cursor.fetchall()), bar_count, seen)
 
 
-def create_database(url: str, name: str) -> str:
-    """Return the address of a new, empty database beside the one of `url`. Raises UnavailableError or PipelineError."""
-    _administer(url, sql.SQL("create database {}").format(sql.Identifier(name)))
+def create_database(url: str, name: str, template: str = "template1") -> str:
+    """Return the address of a new database beside the one of `url`: empty, or a copy of one that nobody is connected to.
+
+    Raises UnavailableError or PipelineError.
+    """
+    _administer(url, sql.SQL("create database {} template {}").format(*map(sql.Identifier, (name, template))))
     parts = urlsplit(url)
     return urlunsplit(parts._replace(path=f"/{name}"))
 
@@ -657,21 +721,16 @@ def _administer(url: str, statement: sql.Composed) -> None:
     try:
         connection = psycopg2.connect(url, connect_timeout=CONNECT_TIMEOUT_SECONDS, application_name="stocks")
     except psycopg2.OperationalError as error:
-        raise UnavailableError(
-            f"cannot use PostgreSQL at {masked_url(url)}: {_first_line(error)}; is it running? (`stocks status`)"
-        ) from None
+        raise pg_faults.translate(error, masked_url(url)) from None
     try:
         connection.autocommit = True
         with connection.cursor() as cursor:
             cursor.execute(statement)
     except psycopg2.Error as error:
-        raise PipelineError(f"cannot make or drop a database: {_first_line(error)}; the user needs the right CREATEDB") from error
+        said = pg_faults.first_line(error)
+        raise PipelineError(f"cannot make or drop a database: {said}; the user needs the right CREATEDB") from error
     finally:
         connection.close()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _fetch_frame(cursor: Any, query: Any, arguments: Any = None) -> pd.DataFrame:

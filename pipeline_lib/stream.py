@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -35,7 +35,6 @@ from pipeline_lib.errors import (
     PipelineError,
     QueryLostError,
     SparkLostError,
-    TopicError,
     UnavailableError,
 )
 from pipeline_lib.records import Batch, DeadLetter, check_size, decode_tick
@@ -78,13 +77,18 @@ class Sink(Protocol):
 class Plan(NamedTuple):
     """What a stream is to do. Durations are in Spark's words, as in the settings.
 
-    ``list_partitions`` is asked at each start of a query, since a topic can grow. ``max_offsets`` bounds a micro-batch, and
-    so the first one after a stop; the messages are never all held at once.
+    ``start_offsets`` is asked at each start of a query: the stored next offset of each partition that the topic has, or
+    TopicError if the topic is not the one that they belong to, or does not hold them any more. ``list_partitions`` is asked
+    in each micro-batch, after it was read: the topic's partitions, or TopicError if it is another by now. ``max_offsets``
+    bounds a micro-batch, and so the first one after a stop; the messages are never all held at once. ``release`` gives back
+    what the two questions have kept open, when the stream has ended.
     """
 
     servers: str
     topic: str
-    list_partitions: Callable[[], Iterable[int]]
+    start_offsets: Callable[[], dict[int, int]]
+    list_partitions: Callable[[], set[int]]
+    release: Callable[[], None]
     window_ms: int
     watermark_delay: str
     trigger: str
@@ -226,6 +230,13 @@ class Stream:
     # the thread
 
     def _keep_running(self, until_caught_up: bool) -> None:
+        try:
+            self._run_queries(until_caught_up)
+        finally:
+            self.plan.release()
+
+    def _run_queries(self, until_caught_up: bool) -> None:
+        """Run one query after another, as long as each is ended by what may pass."""
         fruitless = 0
         backoff = 0.5
         while not self._stopping.is_set():
@@ -264,7 +275,7 @@ class Stream:
 
     def _run_query(self, until_caught_up: bool) -> None:
         """Run one query, from the stored offsets and with a folder of its own, to its end."""
-        self._offsets = self.sink.load_offsets()
+        self._offsets = self.plan.start_offsets()
         self._run_id, self._last_batch_id = uuid.uuid4().hex[:12], -1
         self._batch_error = None
         folder = _new_checkpoint(self.plan.checkpoints, self._run_id)
@@ -286,8 +297,7 @@ class Stream:
 
     def _start_query(self, folder: Path, until_caught_up: bool) -> StreamingQuery:
         plan = self.plan
-        # Every partition has to be named; -2 is Kafka's word for the earliest message there is.
-        starts = {plan.topic: {str(number): self._offsets.get(number, -2) for number in sorted({*plan.list_partitions(), *self._offsets})}}
+        starts = {plan.topic: {str(number): offset for number, offset in sorted(self._offsets.items())}}  # every partition has to be named
         messages = (
             self._session.readStream.format("kafka")
             .option("kafka.bootstrap.servers", plan.servers)
@@ -311,12 +321,6 @@ class Stream:
             return self._batch_error
         said = _first_line(self._batch_error or error)
         text = str(error)
-        if "OffsetOutOfRange" in text or "data loss" in text.lower() or "failOnDataLoss" in text:
-            return TopicError(
-                f"cannot go on with the stream: topic {self.plan.topic!r} no longer holds the offsets to go on from "
-                f"({self._offsets}): {said}; "
-                "name an empty database, which is filled from what the topic still holds"
-            )
         if "No space left on device" in text and not self._batch_error:
             return UnavailableError(_checkpoint_fault(self.plan.checkpoints, "no space left on device"))
         if "kafka" in text and ("Timeout" in text or "disconnect" in text.lower() or "No resolvable bootstrap" in text):
@@ -357,6 +361,9 @@ class Stream:
                 aggregate_ms=round((time.monotonic() - began) * 1000),
                 previous_progress=self._spark_progress(batch_id - 1),
             )
+            # All has been read. If the topic is the same one now, it was the same one then.
+            if self.plan.list_partitions() - filtered_by.keys():
+                raise QueryLostError(f"topic {self.plan.topic!r} has got more partitions: a new query reads them from their start")
             try:
                 result = self.sink.commit_batch(batch, duration_ms(self.plan.watermark_delay))
             except OffsetsMovedError as error:
@@ -397,8 +404,8 @@ class Stream:
 
     def _finish_progress(self) -> None:
         progress = self._spark_progress(self._last_batch_id) if self._last_batch_id >= 0 else None
-        # Spark's account of the last batch is worth having, and not worth an error of its own when PostgreSQL is away.
-        with contextlib.suppress(UnavailableError):
+        # Spark's account of the last batch is worth having, and not worth an error of its own.
+        with contextlib.suppress(PipelineError):
             if progress is not None:
                 self.sink.finish_progress(self._run_id, self._last_batch_id, progress)
 

@@ -55,10 +55,8 @@ class Supervisor:
 
     def start_stages(self, running: Settings, *, feed_ends: bool = False) -> None:
         """Start stream and feed on these addresses, with tables and topic made. ``feed_ends`` is for a tape, which has an end."""
-        store = pipeline.open_store(running)
-        store.create_tables()
-        store.close()
-        pipeline.topics.create_topic(pipeline.servers_of(running), running.kafka_topic)
+        with contextlib.closing(pipeline.open_store(running)) as store:
+            pipeline.bind(running, store)
         logs = pipeline.log_folder(running)
         self.stages["stream"] = Stage("stream", ["stream"], stage_environment(running, with_key=False), logs / "stream.log")
         self.stages["feed"] = Stage("feed", ["produce"], stage_environment(running), logs / "feed.log", may_end=feed_ends)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import socket
+import threading
 import time
 import uuid
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, TypeVar
 
 from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
@@ -25,6 +26,8 @@ from pipeline_lib.records import Message
 
 # Kafka's client warns of each of its tries; whoever sets up logging sees it, and nobody else.
 logging.getLogger("kafka").addHandler(logging.NullHandler())
+
+Answer = TypeVar("Answer")
 
 # Four: more than the cores of a small machine, fewer than the symbols. Changing it later moves symbols to other
 # partitions, which is allowed but makes bars of two partitions.
@@ -44,6 +47,9 @@ TOPIC_CONFIG = {
 }
 
 BOOTSTRAP_TIMEOUT_MS = 5_000
+
+# How long one look at the topic may hold up a micro-batch: as long as Spark's own requests.
+WATCH_TIMEOUT_MS = 10_000
 
 
 class TopicInfo(NamedTuple):
@@ -233,6 +239,81 @@ def read_messages(servers: str, topic: str, starts: dict[int, int], ends: dict[i
                     consumer.pause(part)
         finally:
             consumer.close()
+
+
+class TopicWatch:
+    """One topic, by its id, looked at again and again over a connection that is kept.
+
+    An id never comes back: if it is still the one after messages were read, all of them came from that topic. Every look
+    raises TopicError if the topic is gone or is another one by now, UnavailableError if the broker does not answer.
+    """
+
+    def __init__(self, servers: str, topic: str, topic_id: str) -> None:
+        self.topic, self.id = topic, topic_id
+        self._servers = servers
+        self._lock = threading.Lock()
+        self._kept: KafkaAdminClient | None = None
+
+    def list_partitions(self) -> set[int]:
+        """Return the partitions of the topic."""
+        return self._ask(self._look)
+
+    def read_offsets(self) -> dict[int, OffsetRange]:
+        """Return the range of offsets that each partition holds."""
+
+        def read(admin: KafkaAdminClient) -> dict[int, OffsetRange]:
+            earliest, latest = (self._offsets(admin, spec) for spec in (OffsetSpec.EARLIEST, OffsetSpec.LATEST))
+            return {
+                number: OffsetRange(earliest[number].offset, latest[number].offset) for number in sorted(self._look(admin) & set(earliest))
+            }
+
+        return self._ask(read)
+
+    def newest_stamp(self) -> int | None:
+        """Return the latest time (epoch ms) that any message of the topic bears, None if it holds none."""
+        found = self._ask(lambda admin: self._offsets(admin, OffsetSpec.MAX_TIMESTAMP))
+        return max((each.timestamp for each in found.values() if each.timestamp >= 0), default=None)
+
+    def close(self) -> None:
+        """Give the connection back; a later look makes another."""
+        with self._lock:
+            self._drop()
+
+    def _ask(self, question: Callable[[KafkaAdminClient], Answer]) -> Answer:
+        with self._lock, _translated(self._servers):
+            if self._kept is not None:
+                try:
+                    return question(self._kept)
+                except kafka_errors.KafkaError:
+                    self._drop()  # the broker ends connections on which nothing was said for minutes: once more on a new one
+            wait_reachable(self._servers)
+            self._kept = KafkaAdminClient(
+                bootstrap_servers=self._servers.split(","), bootstrap_timeout_ms=BOOTSTRAP_TIMEOUT_MS, request_timeout_ms=WATCH_TIMEOUT_MS
+            )
+            try:
+                return question(self._kept)
+            except kafka_errors.KafkaError:
+                self._drop()
+                raise
+
+    def _drop(self) -> None:
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
+
+    def _offsets(self, admin: KafkaAdminClient, spec: OffsetSpec) -> dict[int, Any]:
+        parts = [TopicPartition(self.topic, number) for number in self._look(admin)]
+        return {part.partition: found for part, found in admin.list_partition_offsets(dict.fromkeys(parts, spec)).items()}
+
+    def _look(self, admin: KafkaAdminClient) -> set[int]:
+        found = admin.describe_topics([self.topic])[0]
+        if found["error_code"] == kafka_errors.UnknownTopicOrPartitionError.errno:
+            raise TopicError(f"cannot go on with topic {self.topic!r}: it is gone, it had id {self.id}; {TopicError.way_out}")
+        if found["error_code"]:
+            raise _NotReadyError(f"cannot describe topic {self.topic!r}: Kafka says error {found['error_code']}; it is not ready yet")
+        if (found_id := str(uuid.UUID(str(found["topic_id"])))) != self.id:
+            raise TopicError.made_again(self.topic, found_id, self.id)
+        return {part["partition_index"] for part in found["partitions"]}
 
 
 class Tail:

@@ -16,7 +16,7 @@ from runs import SYMBOLS, assert_equal, assert_eventually, drain, open_store, pu
 
 from pipeline_lib import pipeline, topics
 from pipeline_lib.config import Settings
-from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, SchemaError
+from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, SchemaError, TopicError
 from pipeline_lib.pipeline import Place
 from pipeline_lib.records import Batch
 from pipeline_lib.store import Store
@@ -156,7 +156,7 @@ def test_a_database_belongs_to_one_topic_and_one_window(place: Place, session: S
         pipeline.open_stream(settings.replaced(window="1 minute"), session, store)
     topics.delete_topic(pipeline.servers_of(settings), settings.kafka_topic)
     assert_eventually(lambda: topics.list_topics(pipeline.servers_of(settings)), lambda names: settings.kafka_topic not in names)
-    with pytest.raises(SchemaError, match="was deleted and made again"):
+    with pytest.raises(TopicError, match=r"it is gone, it had id .+; make the tables anew of a tape"):
         pipeline.open_stream(settings, session, store)
 
 

@@ -24,7 +24,7 @@ OPTIONS = {
     "env": set(),
     "doctor": set(),
     "produce": {"--source", "--tape", "--speed", "--rate", "--move-to-now", "--verbatim", "--again", "--ticks"},
-    "stream": {"--until-caught-up", "--console"},
+    "stream": {"--until-caught-up", "--console", "--accept-gap"},
     "verify": {"--from", "--to", "--symbol", "--watch", "--every", "--json"},
     "rebuild": {"--tape", "--accept-loss"},
     "record": {"--out"},

@@ -35,7 +35,7 @@ class Query:
 
 
 def test_a_batch_that_begins_while_the_stream_stops_is_refused_and_not_waited_for(tmp_path: Path) -> None:
-    plan = Plan("127.0.0.1:1", "topic", (0,), 10_000, "10 seconds", "500 milliseconds", 1, tmp_path)
+    plan = Plan("127.0.0.1:1", "topic", dict, set, lambda: None, 10_000, "10 seconds", "500 milliseconds", 1, tmp_path)
     nobody: Any = None
     stream = Stream(nobody, plan, nobody)
     query = Query(stream)
