@@ -148,6 +148,7 @@ class Watch:
             unread=0,
             ids_twice=twice.messages,
             ids_shown=list(self._show_ids(snapshot.topic, twice)),
+            partitions=[_with_holes(row) for row in snapshot.offsets.to_dict("records")],
         )
 
     def _show_ids(self, topic: str, twice: IdsTwice) -> Iterator[tuple[int, int, str]]:
@@ -165,6 +166,11 @@ def _check_topic(servers: str, snapshot: Snapshot) -> dict[int, topics.OffsetRan
             "it was deleted and made again; name the database that belongs to it, or make the tables anew: `stocks rebuild`"
         )
     return topics.read_offsets(servers, snapshot.topic)
+
+
+def _with_holes(row: dict[str, int]) -> dict[str, int]:
+    told = row["good_count"] + row["dead_letter_count"] + row["gap_count"]
+    return {**row, "holes": row["next_offset"] - row["first_offset"] - told}
 
 
 class Reading(NamedTuple):

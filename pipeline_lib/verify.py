@@ -75,7 +75,8 @@ class VerifyReport(NamedTuple):
 
     ``accounts`` are the partitions whose counts were compared: those that were read whole. ``ids_twice`` is how many of the
     messages read had an id that came before, and ``ids_shown`` some of them: (partition, offset, id). That is no difference:
-    the topic is the truth, and the table counts what it holds.
+    the topic is the truth, and the table counts what it holds. ``partitions`` are the stored accounts: of each partition
+    offsets and counts, and the holes that are left between them.
     """
 
     messages: int
@@ -92,6 +93,7 @@ class VerifyReport(NamedTuple):
     unread: int  # messages after the stored offsets: neither compared nor wrong
     ids_twice: int
     ids_shown: list[tuple[int, int, str]]
+    partitions: list[dict[str, int]]
 
     @property
     def equal(self) -> bool:
