@@ -165,7 +165,15 @@ def _check_topic(servers: str, snapshot: Snapshot) -> dict[int, topics.OffsetRan
             f"cannot verify: topic {info.name!r} has id {info.id}, the stored offsets belong to id {snapshot.topic_id}: "
             "it was deleted and made again; name the database that belongs to it, or make the tables anew: `stocks rebuild`"
         )
-    return topics.read_offsets(servers, snapshot.topic)
+    ranges = topics.read_offsets(servers, snapshot.topic)
+    for part, end in snapshot.next_offsets.items():
+        if part not in ranges or end > ranges[part].latest:
+            ends = f"ends at {ranges[part].latest:,}" if part in ranges else "is gone"
+            raise SchemaError(
+                f"cannot verify: partition {part} of topic {info.name!r} {ends}, the stored offset is {end:,}: one of the two was changed; "
+                "make the tables anew: `stocks rebuild`"
+            )
+    return ranges
 
 
 def _with_holes(row: dict[str, int]) -> dict[str, int]:

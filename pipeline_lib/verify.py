@@ -232,6 +232,10 @@ def _compare(place: Place, expected: dict[str, Any] | None, found: dict[str, Any
         if (ours is None) != (theirs is None) or (ours is not None and not _near(ours, theirs, scale)):
             yield Difference(symbol, start, column, ours, theirs)
 
+    # Of one price there is no price_stddev, and the sum it would be made of is nothing.
+    if expected["tick_count"] < 2 and not _near(0.0, found["square_deviation"], expected["high"] ** 2):
+        yield Difference(symbol, start, "square_deviation", 0.0, found["square_deviation"])
+
 
 def _near(ours: float, theirs: float, scale: float) -> bool:
     return math.isclose(ours, theirs, rel_tol=RELATIVE_TOLERANCE, abs_tol=RELATIVE_TOLERANCE * scale)
