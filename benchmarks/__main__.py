@@ -48,7 +48,16 @@ def run_once(ticks: int) -> dict[str, float]:
         report = json.loads(said)
         if not report["equal"] or report["messages"] != ticks:
             raise SystemExit(f"this run is void: {report}")
-    return {"produce_ticks_per_s": float(found[1].replace(",", "")), "drain_s": drain, "verify_s": verify}
+        one_symbol, said = timed(place.settings, "verify", "--symbol", "AAPL", "--json")
+        if not json.loads(said)["equal"]:
+            raise SystemExit(f"this run is void: {said}")
+    return {
+        "produce_ticks_per_s": float(found[1].replace(",", "")),
+        "drain_s": drain,
+        "verify_s": verify,
+        "verify_ticks_per_s": ticks / verify,
+        "verify_one_symbol_s": one_symbol,
+    }
 
 
 def main() -> None:
