@@ -107,7 +107,8 @@ def start(home: Path, report: Callable[[str], None]) -> State:
     process.write_state(folder, state)  # before it is ready: if we are killed now, the next command finds it
     if not wait_ready(home, state):
         process.write_state(folder, State(born=None, ports=ports, version=state.version, data=state.data))
-        raise ServiceError(f"cannot start {NAME}: {_telling_line(folder, logged)}; see {home.name}/kafka/kafka.log")
+        said = process.full_disk(folder / "data") or _telling_line(folder, logged)
+        raise ServiceError(f"cannot start {NAME}: {said}; see {home.name}/kafka/kafka.log")
     return state
 
 

@@ -80,7 +80,8 @@ def start(home: Path, report: Callable[[str], None]) -> State:
     process.write_state(folder, state)  # before it is ready: if we are killed now, the next command finds it
     if not wait_ready(home, state):
         process.write_state(folder, State(born=None, ports=ports, version=state.version, data=state.data))
-        raise ServiceError(f"cannot start {NAME}: {process.telling_line(log, FAULTS, logged)}; see {home.name}/postgres/postgres.log")
+        said = process.full_disk(data) or process.telling_line(log, FAULTS, logged)
+        raise ServiceError(f"cannot start {NAME}: {said}; see {home.name}/postgres/postgres.log")
     return state
 
 

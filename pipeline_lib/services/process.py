@@ -32,6 +32,7 @@ PORTS = range(20_000, 30_000)
 
 PORT_SECONDS = 3  # a guess; a killed JVM needs some tenths of a second to go
 
+START_BYTES = 32 << 20  # a segment of PostgreSQL's log has 16 MB, an index of Kafka's 10
 LOG_BYTES = 5_000_000  # a longer log is put aside as .1
 
 # A process forgets a child that nobody holds, and Python warns about it. Ours are meant to go on alone.
@@ -254,6 +255,12 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def full_disk(data: Path) -> str | None:
+    """Return the words for a disk without the room that a server needs to start; Java's own speak of a fault of memory."""
+    free = shutil.disk_usage(data).free
+    return f"the disk of {data} is full, {free >> 20} MB are left; free some room" if free < START_BYTES else None
 
 
 def log_size(log: Path) -> int:

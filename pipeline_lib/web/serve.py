@@ -9,6 +9,7 @@ culled after cull_idle_timeout.
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -115,9 +116,18 @@ def _environment(settings: Settings) -> dict[str, str]:
         "WINDOW": settings.window,
         "PIPELINE_HOME": str(settings.pipeline_home.absolute()),
     }
+    environment["TMPDIR"] = _fresh_temporary_folder(settings)
     own = [str(WEB / "share"), environment.get("JUPYTER_PATH", "")]
     environment["JUPYTER_PATH"] = os.pathsep.join(path for path in own if path)
     return environment
+
+
+def _fresh_temporary_folder(settings: Settings) -> str:
+    """Return an empty folder for the files of the kernels, which a killed server leaves behind."""
+    folder = (settings.pipeline_home / "dashboard" / "tmp").absolute()
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return str(folder)
 
 
 def _wait_until_it_answers(server: DashboardServer) -> None:
