@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 
 import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
-from pyspark.errors import StreamingQueryException
+from pyspark.errors import PySparkRuntimeError, StreamingQueryException
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -132,8 +133,13 @@ def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
     )
     for name, value in SESSION_CONFIG.items():
         builder = builder.config(name, value)
-    with _errors_to(runtime.log):
-        return builder.getOrCreate()
+    try:
+        with _errors_to(runtime.log):
+            return builder.getOrCreate()
+    except (Py4JError, ConnectionError, PySparkRuntimeError) as error:
+        if isinstance(error, Py4JJavaError):
+            raise
+        raise SparkLostError(f"cannot start Spark: its Java has ended ({_first_line(error)}); see {runtime.log}, and start anew") from error
 
 
 def _log_configuration(log: Path) -> Path:
@@ -246,15 +252,9 @@ class Stream:
                 break
             except PipelineError as error:
                 failure = error
-            except Py4JJavaError as error:
-                self._fail(PipelineError(f"cannot go on with the stream: {_first_line(error)}; see the log of Spark"))
-                return
-            except (Py4JError, ConnectionError) as error:
-                self._fail(SparkLostError(f"cannot go on with the stream: the Java of Spark has ended ({_first_line(error)}); start anew"))
-                return
             except Exception as error:
                 # Whatever it is, it ends this stream with its own words instead of a dead thread.
-                self._fail(PipelineError(f"cannot go on with the stream: {_first_line(error)}; see the log of Spark"))
+                self._fail(self._explain_unforeseen(error))
                 return
             if self._stopping.is_set():
                 break
@@ -269,6 +269,18 @@ class Stream:
             self._stopping.wait(backoff)
             backoff = min(backoff * 2, MAX_BACKOFF_SECONDS)
         self.state = "stopped"
+
+    def _explain_unforeseen(self, error: Exception) -> PipelineError:
+        """Return the error that ends the stream: where Java has died, whatever it was that met it, a new process may do."""
+        gateway = self._session.sparkContext._gateway
+        java = getattr(gateway, "proc", None)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            # What is not an answer of Java's has come of a closed connection; the process may need a moment more to end.
+            if java is not None and java.wait(2) is not None:
+                return SparkLostError(f"cannot go on with the stream: the Java of Spark has ended ({_first_line(error)}); start anew")
+        if isinstance(error, Py4JError | ConnectionError) and not isinstance(error, Py4JJavaError):
+            return SparkLostError(f"cannot go on with the stream: the Java of Spark does not answer ({_first_line(error)}); start anew")
+        return PipelineError(f"cannot go on with the stream: {_first_line(error)}; see the log of Spark")
 
     def _fail(self, error: PipelineError) -> None:
         self.state, self.error = "failed", error

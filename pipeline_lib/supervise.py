@@ -139,11 +139,13 @@ class Stage:
         self.starts = 0
         self._arguments, self._environment, self._may_end = arguments, environment, may_end
         self._lives = Lives(name)
+        self._log_began = 0
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start the process; it ends when its standard input does."""
         with self.log.open("ab") as log:
+            self._log_began = log.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "pipeline_lib.cli", *self._arguments, "--until-eof"],
                 env=self._environment,
@@ -162,9 +164,14 @@ class Stage:
 
     @property
     def last_line(self) -> str:
-        """The last thing it said."""
-        lines = self.log.read_text("utf-8", errors="replace").strip().splitlines() if self.log.exists() else []
-        return lines[-1].strip() if lines else "it said nothing"
+        """The last thing it said in this life: its error, if it ended with one."""
+        if not self.log.exists():
+            return "it said nothing"
+        with self.log.open("rb") as log:
+            log.seek(self._log_began if self._log_began <= self.log.stat().st_size else 0)
+            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+        # Libraries may have a last word of their own after its error.
+        return next((line for line in reversed(lines) if line.startswith("error: ")), lines[-1] if lines else "it said nothing")
 
     def keep_alive(self) -> None:
         """Start the process again if it was killed or may succeed now. Raises PipelineError for any other fault of its own."""
