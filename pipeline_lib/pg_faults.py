@@ -15,6 +15,7 @@ from pipeline_lib.errors import PipelineError, SchemaError, UnavailableError
 # SQLSTATE, or the class that its first two characters are, and what is said of it: the server is there, and cannot now.
 _PASSING = {
     "08": "the connection was lost; is it running? (`stocks status`)",
+    "25P03": "a transaction stood still for longer than it allows; it is tried again",
     "25006": "it takes no writes: it is a stand-by, or has been made read-only; it is tried again",
     "40": "another transaction was in the way; it is tried again",
     "53100": "free its disk: what waits goes on by itself",
@@ -50,6 +51,8 @@ def translate(error: psycopg2.Error, address: str) -> PipelineError:
         return SchemaError(f"cannot use the tables: {said}; undo that change: `stocks doctor` compares them")
     if code:
         return PipelineError(f"cannot use PostgreSQL at {address}: {said} (SQLSTATE {code}); see its log")
+    if not _is_of_the_connection(error):
+        return PipelineError(f"cannot ask PostgreSQL at {address}: {said}; please report this as a fault")
     if any(words in said for words in _REFUSED_FOR_GOOD):
         return PipelineError(f"cannot use PostgreSQL at {address}: {said}; correct DATABASE_URL, or grant the right to this user")
     return UnavailableError(f"cannot use PostgreSQL at {address}: {said}; is it running? (`stocks status`)")
@@ -58,7 +61,12 @@ def translate(error: psycopg2.Error, address: str) -> PipelineError:
 def is_lost(error: psycopg2.Error, connection: Any) -> bool:
     """Return whether the connection is of no more use after this error."""
     code = error.pgcode or ""
-    return bool(connection.closed) or not code or code.startswith(("08", "25006", "57P"))
+    return bool(connection.closed) or code.startswith(("08", "25", "57P")) or (not code and _is_of_the_connection(error))
+
+
+def _is_of_the_connection(error: psycopg2.Error) -> bool:
+    """Return whether an error without SQLSTATE is the network's or the server's, not psycopg2's word about our own question."""
+    return isinstance(error, psycopg2.OperationalError | psycopg2.InterfaceError) or type(error) is psycopg2.DatabaseError
 
 
 def first_line(error: BaseException) -> str:
