@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -137,11 +138,12 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("change", HIDDEN)
-def test_an_alteration_that_no_statement_would_meet_is_refused_too(bound: Store, change: str) -> None:
-    execute(bound, change)
-    with pytest.raises(SchemaError, match=HIDDEN[change]):
+def test_alterations_that_no_statement_would_meet_are_refused_too_each_with_its_difference(bound: Store) -> None:
+    for change in HIDDEN:
+        execute(bound, change)
+    with pytest.raises(SchemaError) as caught:
         bound.create_tables()
+    assert [words for words in HIDDEN.values() if not re.search(words, str(caught.value))] == []
 
 
 def test_views_of_somebody_else_are_kept_and_named_where_they_are_in_the_way(bound: Store) -> None:
