@@ -12,7 +12,7 @@ from pipeline_lib.panel import FaultPanel
 from pipeline_lib.verify import VerifyReport
 
 STAGES = ("feed", "kafka", "spark", "postgres")
-EQUAL = VerifyReport(30, 30, 0, 4, 0, [], [], [], {0: 30}, [0], {0: 0}, 0, 0, [])
+EQUAL = VerifyReport(30, 30, 0, 4, 0, [], [], [], {0: 30}, [0], {0: 0}, 0, 0, [], [])
 
 
 class Stages:
