@@ -6,7 +6,10 @@ reads, writes, or keeps state. Called by stream.py and by the notebooks.
 
 from __future__ import annotations
 
+import operator
 import secrets
+from collections.abc import Iterable
+from functools import reduce
 
 from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
@@ -31,8 +34,45 @@ _FIELDS = (
     "source string, conditions variant, repeat string, " + ", ".join(f"{name} double" for name in _NUMBERS)
 )
 
-# Made anew in every process, so that no message can hold it. See _parse.
+
+def _plain_pattern() -> str:
+    """Return what a message looks like as records.encode_tick writes it: no blanks, every field once and in its order.
+
+    Such a text is one JSON object in ASCII without escapes, and its words are good; only its numbers are still to be
+    read. It is the short way of a message; any other goes the long way, to the same verdict.
+    """
+    number, whole = r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?", r"-?(?:0|[1-9][0-9]*)"
+
+    def word(pattern: str) -> str:
+        return '"' + pattern.removeprefix("^").replace(records.END, '(?=")') + '"'
+
+    def one_of(words: Iterable[str]) -> str:
+        return '"(?:' + "|".join(words) + ')"'
+
+    condition = word(records.CONDITION_PATTERN)
+    conditions = rf"\[(?:{condition}(?:,{condition}){{0,{records.MAX_CONDITIONS - 1}}})?\]"
+    fields = {
+        "schema": str(records.SCHEMA_VERSION),
+        "id": word(records.ID_PATTERN),
+        "kind": one_of(records.KINDS),
+        "symbol": word(records.SYMBOL_PATTERN),
+        "price": number,
+        "volume": f"(?:null|{number})",
+        "event_time": whole,
+        "receipt_time": whole,
+        "source": one_of(records.SOURCES),
+        "conditions": f"(?:null|{conditions})",
+        "repeat": f"(?:null|{one_of(records.REPEATS)})",
+        **dict.fromkeys(_NUMBERS, f"(?:null|{number})"),
+    }
+    return r"^\{" + ",".join(f'"{name}":{pattern}' for name, pattern in fields.items()) + r"\}" + records.END
+
+
+PLAIN_PATTERN = _plain_pattern()
+
+# Made anew in every process, so that no message can hold it. See _parse_pair.
 _END = "end_" + secrets.token_hex(8)
+_STRUCT = "struct<" + ", ".join(f"`{name}`: {kind}" for name, kind in (field.split() for field in _FIELDS.split(", "))) + f", {_END}: int>"
 
 # Bits of a 64-bit number for the offset, below the milliseconds since the window's start (27 bits: MAX_WINDOW_MS).
 _OFFSET_BITS = 36
@@ -41,52 +81,59 @@ _OFFSET_BITS = 36
 KEPT_BYTES = 4096
 
 
-def _parse(value: Column) -> Column:
-    """Return the struct of a message's fields, null if its text is not exactly one JSON object.
+def _parse_pair(value: Column) -> Column:
+    """Return the message's struct of fields and our end mark as an array of two, anything else if its text is not one JSON object.
 
     Spark stops reading after the first JSON value, and would take `{…}garbage` for good. So the text is read as the first
     of two elements of an array whose second one is ours: only if it is a single JSON value are there two, the last with
     the end mark, which no message can know.
     """
     text = F.concat(F.lit("["), value.cast("string"), F.lit(f',{{"{_END}":1}}]'))
-    parsed = F.from_json(text, f"array<struct<{_as_struct(_FIELDS)}, {_END}: int>>", JSON_OPTIONS)
-    return F.when((F.size(parsed) == 2) & (F.get(parsed, F.lit(1))[_END] == 1), F.get(parsed, F.lit(0)))
-
-
-def _as_struct(fields: str) -> str:
-    return ", ".join(f"`{name}`: {kind}" for name, kind in (field.split() for field in fields.split(", ")))
+    return F.from_json(text, f"array<{_STRUCT}>", JSON_OPTIONS)
 
 
 def _is_good(tick: Column) -> Column:
-    """Return whether a parsed message keeps the contract: the rules of records.decode_tick, one by one."""
-    names = F.json_object_keys(F.col("value").cast("string"))
-    symbol, price, volume, kind = tick["symbol"], tick["price"], tick["volume"], tick["kind"]
+    """Return whether a parsed message keeps the contract: the rules of records.decode_tick, one by one.
+
+    What the text of a plain message already shows is not looked at again.
+    """
+    price, volume = tick["price"], tick["volume"]
     rules = (
         tick["schema"] == records.SCHEMA_VERSION,
-        tick["id"].rlike(records.ID_PATTERN),
-        symbol.rlike(records.SYMBOL_PATTERN),
-        kind.isin(*records.KINDS),
-        tick["source"].isin(*records.SOURCES),
         price.between(records.MIN_PRICE, records.MAX_PRICE),
-        F.when(kind == "trade", (volume == 0) | volume.between(records.MIN_VOLUME, records.MAX_VOLUME)).otherwise(volume.isNull()),
+        F.when(tick["kind"] == "trade", (volume == 0) | volume.between(records.MIN_VOLUME, records.MAX_VOLUME)).otherwise(volume.isNull()),
         tick["event_time"].between(records.MIN_TIME, records.MAX_TIME),
         tick["receipt_time"].between(records.MIN_TIME, records.MAX_TIME),
-        tick["repeat"].isNull() | tick["repeat"].isin(*records.REPEATS),
-        _are_conditions(tick["conditions"]),
         *(tick[name].isNull() | tick[name].between(-records.MAX_VOLUME, records.MAX_VOLUME) for name in _NUMBERS),
-        F.col("key") == symbol.cast("binary"),
+        F.col("key") == tick["symbol"].cast("binary"),
         tick["event_time"] <= F.unix_millis("timestamp") + records.FUTURE_TOLERANCE_MS,
-        F.size(names) == F.size(F.array_distinct(names)),
+        F.when(F.col("is_plain"), F.lit(True)).otherwise(_are_words_good(tick)),
     )
-    verdict = rules[0]
-    for rule in rules[1:]:
-        verdict = verdict & rule
-    return F.coalesce(verdict, F.lit(False))
+    return F.coalesce(_all(rules), F.lit(False))
 
 
-def _are_conditions(conditions: Column) -> Column:
+def _are_words_good(tick: Column) -> Column:
+    """Return whether the strings of a parsed message are what they may be, and no field is there twice."""
+    names = F.col("names")
+    return _all(
+        (
+            tick["id"].rlike(records.ID_PATTERN),
+            tick["symbol"].rlike(records.SYMBOL_PATTERN),
+            tick["kind"].isin(*records.KINDS),
+            tick["source"].isin(*records.SOURCES),
+            tick["repeat"].isNull() | tick["repeat"].isin(*records.REPEATS),
+            _are_conditions(tick["conditions"], F.col("conditions")),
+            F.size(names) == F.size(F.array_distinct(names)),
+        )
+    )
+
+
+def _all(rules: Iterable[Column]) -> Column:
+    return reduce(operator.and_, rules)
+
+
+def _are_conditions(conditions: Column, strings: Column) -> Column:
     """Return whether a variant is null or a list of short strings: as a plain array Spark would take numbers too."""
-    strings = F.try_variant_get(conditions, "$", "array<string>")
     return F.when(conditions.isNull() | F.is_variant_null(conditions), F.lit(True)).otherwise(
         F.schema_of_variant(conditions).isin("ARRAY<STRING>", "ARRAY<VOID>")
         & (F.size(strings) <= records.MAX_CONDITIONS)
@@ -110,8 +157,22 @@ def parse_ticks(messages: DataFrame) -> DataFrame:
     value = F.col("value")
     said = value.cast("string")
     readable = (F.length(value) <= records.MAX_MESSAGE_BYTES) & F.is_valid_utf8(said) & ~F.contains(said, F.lit("\\"))
-    parsed = messages.withColumn("parsed", F.when(readable, _parse(value)))
-    return parsed.withColumn("tick", F.when(_is_good(F.col("parsed")), F.col("parsed"))).drop("parsed")
+    pair = F.col("pair")
+    is_one = (F.size(pair) == 2) & (F.get(pair, F.lit(1))[_END] == 1)
+    parsed = F.when(F.col("is_plain"), F.from_json(said, _STRUCT, JSON_OPTIONS)).when(is_one, F.get(pair, F.lit(0)))
+    # Each costly expression is a column before it is used twice: inside one expression Spark would compute it each time.
+    return (
+        messages.withColumn(
+            "is_plain", F.coalesce((F.length(value) <= records.MAX_MESSAGE_BYTES) & said.rlike(PLAIN_PATTERN), F.lit(False))
+        )
+        .withColumn("is_odd", ~F.col("is_plain") & readable)
+        .withColumn("pair", F.when(F.col("is_odd"), _parse_pair(value)))
+        .withColumn("parsed", parsed)
+        .withColumn("names", F.when(F.col("is_odd"), F.json_object_keys(said)))
+        .withColumn("conditions", F.when(F.col("is_odd"), F.try_variant_get(F.col("parsed.conditions"), "$", "array<string>")))
+        .withColumn("tick", F.when(_is_good(F.col("parsed")), F.col("parsed")))
+        .drop("is_plain", "is_odd", "pair", "parsed", "names", "conditions")
+    )
 
 
 def window_bars(ticks: DataFrame, window_ms: int) -> DataFrame:

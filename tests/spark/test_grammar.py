@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import random
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from messages import BAD, GOOD_ONES, NOW
 from pyspark.sql import SparkSession
 from ticks import ticks
 
-from pipeline_lib.bars import parse_ticks
+from pipeline_lib.bars import PLAIN_PATTERN, parse_ticks
 from pipeline_lib.errors import MessageError
 from pipeline_lib.records import MIN_TIME, Tick, decode_tick, encode_key, encode_tick
 
@@ -62,6 +63,11 @@ def test_spark_takes_every_kind_of_good_message_and_reads_the_same(session: Spar
 def test_spark_and_python_read_the_same_from_any_tick(session: SparkSession, some: list[Tick]) -> None:
     pairs: list[Pair] = [(encode_tick(tick), encode_key(tick.symbol)) for tick in some]
     assert spark_ticks(session, pairs) == [python_tick(*pair) for pair in pairs]
+
+
+@given(ticks(st.integers(MIN_TIME, NOW)))
+def test_what_a_producer_writes_goes_the_short_way(tick: Tick) -> None:
+    assert re.search(PLAIN_PATTERN, encode_tick(tick).decode())
 
 
 @pytest.mark.parametrize("seed", range(5))
