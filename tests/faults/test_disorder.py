@@ -10,6 +10,7 @@ from ledger import Ledger
 from pyspark.sql import SparkSession
 from runs import T0, assert_equal, drain, open_store, random_ticks
 
+from pipeline_lib import pipeline
 from pipeline_lib.pipeline import Place
 
 HOUR_MS = 3_600_000
@@ -36,6 +37,7 @@ def test_late_doubled_and_disordered_ticks_are_all_in_their_bars(place: Place, s
         drain(settings, session)
         ledger.assert_kept(all_of_it=True)
     assert_equal(settings)
+    assert pipeline.verify(settings).ids_twice == len(doubled)  # each is a message of its own, and said to be one that came before
     bars = open_store(place).query(
         "select symbol, min(window_start) as first, sum(late_tick_count) as late from stock_aggregates group by 1"
     )
