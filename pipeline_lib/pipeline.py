@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pipeline_lib import audit, topics
+from pipeline_lib import audit, class_archive, topics
 from pipeline_lib.binding import Binding, gap_words
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import MessageError, PipelineError, TopicError, UnavailableError
@@ -174,8 +174,10 @@ def open_spark(settings: Settings, report: Report | None = None) -> SparkSession
     from pipeline_lib.services import jars, java
     from pipeline_lib.stream import SparkRuntime, open_session
 
-    home = settings.pipeline_home
-    runtime = SparkRuntime(java.find_java().home, tuple(jars.connector_jars(report)), home / "logs" / "spark.log", home / "spark")
+    home, found = settings.pipeline_home, java.find_java()
+    runtime = SparkRuntime(
+        found.home, tuple(jars.connector_jars(report)), home / "logs" / "spark.log", home / "spark", class_archive.archive_options(found)
+    )
     return open_session(settings.spark_master, runtime)
 
 

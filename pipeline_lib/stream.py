@@ -54,12 +54,16 @@ KEPT_PROGRESS = 500
 
 
 class SparkRuntime(NamedTuple):
-    """What Spark needs of this machine: the Java it runs on, the connector's jars, its log, and where its temporary files go."""
+    """What Spark needs of this machine: the Java it runs on, the connector's jars, its log, and where its temporary files go.
+
+    ``options`` are more options for that Java.
+    """
 
     java_home: Path
     jars: tuple[Path, ...]
     log: Path
     scratch: Path
+    options: tuple[str, ...] = ()
 
 
 class Sink(Protocol):
@@ -115,8 +119,13 @@ def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
         ) from error
     os.environ["JAVA_HOME"] = str(runtime.java_home)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    java_options = (
-        f'-XX:+UseParallelGC -Dlog4j2.configurationFile={log_configuration.as_uri()} -Djava.io.tmpdir="{scratch.absolute().as_posix()}"'
+    java_options = " ".join(
+        (
+            "-XX:+UseParallelGC",
+            f"-Dlog4j2.configurationFile={log_configuration.as_uri()}",
+            f'-Djava.io.tmpdir="{scratch.absolute().as_posix()}"',
+            *runtime.options,
+        )
     )
     builder = (
         SparkSession.builder.master(master)

@@ -1,9 +1,9 @@
 """Set up everything that the pipeline needs, in .venv beside this folder: what `make install` calls.
 
-Four steps: the environment, the packages of requirements.lock (by hash), this project with the dashboard's JavaScript,
-and the jars (by checksum). A stamp remembers what was set up; while nothing of it changes, a second run returns at once
-and asks nobody. An interrupted one is taken up again. Needs nothing but Python's own library, and runs on an old Python
-far enough to say that it is too old.
+Five steps: the environment, the packages of requirements.lock (by hash), this project with the dashboard's JavaScript,
+the jars (by checksum), and an archive that lets Spark start sooner. A stamp remembers what was set up; while nothing of
+it changes, a second run returns at once and asks nobody. An interrupted one is taken up again. Needs nothing but Python's
+own library, and runs on an old Python far enough to say that it is too old.
 """
 
 import hashlib
@@ -29,7 +29,14 @@ LOG = VENV / "install.log"
 INSTALLING = "installing"
 
 # What the set-up depends on; a change of any of them is a reason to run it again.
-INPUTS = ("requirements.lock", "pyproject.toml", "hatch_build.py", "pipeline_lib/services/jars.sha256", "frontend")
+INPUTS = (
+    "requirements.lock",
+    "pyproject.toml",
+    "hatch_build.py",
+    "pipeline_lib/services/jars.sha256",
+    "pipeline_lib/class_archive.py",
+    "frontend",
+)
 
 # What pip says, and what it means to a person. The first that is found is told.
 NO_INDEX = "the package index cannot be reached; check the network, https_proxy, or pip's own configuration"
@@ -113,6 +120,8 @@ def install():
     pip(["install", "--no-deps", "--no-user", "--editable", "."], Progress("building"))
     step(4, "the jars of Apache Kafka and of Spark's Kafka source")
     fetch_jars()
+    step(5, "an archive of Spark's classes, for a quicker start")
+    run_module("pipeline_lib.class_archive")
     write(STAMP, wanted_stamp())
     UNFINISHED.unlink()
     print(f"Everything is there, after {time.time() - started:.0f} s.")
@@ -234,6 +243,11 @@ def fetch_jars():
         raise InstallError("the jars are not complete, as said above; everything else is there")
 
 
+def run_module(name):
+    """Run one of the project's own programs, which says itself what it has to say."""
+    subprocess.run([str(venv_python()), "-m", name], cwd=ROOT, stdin=subprocess.DEVNULL)
+
+
 class Progress:
     """One line that shows how far pip is: renewed every second in a terminal, a line now and then elsewhere."""
 
@@ -299,8 +313,8 @@ def with_lock(action):
 
 
 def step(number, what):
-    """Say which of the four steps begins."""
-    print(f"[{number}/4] {what}")
+    """Say which of the five steps begins."""
+    print(f"[{number}/5] {what}")
     sys.stdout.flush()
 
 

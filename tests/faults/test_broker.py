@@ -159,7 +159,7 @@ def test_a_broker_that_is_down_for_seconds_is_ridden_out(
     ride_out(own_broker, own_place, session, repeat, stop_services if repeat % 2 else kill, 5)
 
 
-@pytest.mark.repeats("broker: down for longer than the delivery time-out", short=1, full=5)
+@pytest.mark.repeats("broker: down for longer than the delivery time-out", short=0, full=5)
 def test_a_broker_that_is_down_for_longer_than_the_delivery_time_out_is_ridden_out(
     own_broker: Settings, own_place: Place, session: SparkSession, repeat: int
 ) -> None:

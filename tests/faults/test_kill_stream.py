@@ -84,7 +84,7 @@ def after(repeat: int, ledger: Ledger) -> None:
 @pytest.mark.parametrize(
     "point",
     [
-        pytest.param("before", marks=pytest.mark.repeats("kill -9 of the Spark driver, before the transaction", full=20)),
+        pytest.param("before", marks=pytest.mark.repeats("kill -9 of the Spark driver, before the transaction", short=0, full=20)),
         pytest.param("after", marks=pytest.mark.repeats("kill -9 of the Spark driver, after the commit", short=0, full=20)),
     ],
 )
