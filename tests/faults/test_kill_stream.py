@@ -81,14 +81,8 @@ def after(repeat: int, ledger: Ledger) -> None:
         assert_equal(ledger.settings)
 
 
-@pytest.mark.parametrize(
-    "point",
-    [
-        pytest.param("before", marks=pytest.mark.repeats("kill -9 of the Spark driver, before the transaction", short=0, full=20)),
-        pytest.param("after", marks=pytest.mark.repeats("kill -9 of the Spark driver, after the commit", short=0, full=20)),
-    ],
-)
-def test_a_stream_killed_beside_its_transaction_loses_nothing_and_adds_nothing_twice(ledger: Ledger, point: str, repeat: int) -> None:
+def kill_at(ledger: Ledger, point: str, repeat: int) -> None:
+    """Let the stream kill itself before or after the commit of one of its first batches."""
     batch = random.Random(repeat).randint(1, 4)
     with stage(ledger.settings, point, victim_of(repeat), str(batch), program=KILLED_STREAM) as process:
         said, _ = process.communicate(timeout=300)
@@ -97,6 +91,16 @@ def test_a_stream_killed_beside_its_transaction_loses_nothing_and_adds_nothing_t
     else:
         assert "the Java of Spark has ended" in said, said
     after(repeat, ledger)
+
+
+@pytest.mark.repeats("kill -9 of the Spark driver, before the transaction", short=0, full=20)
+def test_a_stream_killed_before_its_transaction_loses_nothing(ledger: Ledger, repeat: int) -> None:
+    kill_at(ledger, "before", repeat)
+
+
+@pytest.mark.repeats("kill -9 of the Spark driver, after the commit", short=0, full=20)
+def test_a_stream_killed_after_its_commit_adds_nothing_twice(ledger: Ledger, repeat: int) -> None:
+    kill_at(ledger, "after", repeat)
 
 
 @pytest.mark.repeats("kill -9 of the Spark driver, inside the transaction", full=20)
