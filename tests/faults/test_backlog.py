@@ -36,7 +36,7 @@ def test_a_backlog_of_a_million_messages_is_read_in_bounded_memory(place: Place,
             return process.poll()
 
         assert_eventually(measured, lambda status: status is not None, 900)
-        said = process.communicate()[0]
+        said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
     assert store.load_accounts()["good_count"].sum() == MESSAGES
     assert len(store.load_progress(1_000)) >= 10
