@@ -45,10 +45,14 @@ def stage(settings: Settings, *arguments: str, program: Path | None = None) -> I
 def java_of(process: subprocess.Popen[str]) -> psutil.Process:
     """Return the JVM of a stream's Spark, as soon as there is one."""
 
+    def is_java(child: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.NoSuchProcess):  # a child that has ended and is not waited for yet hides no other
+            return "org.apache.spark.deploy.SparkSubmit" in child.cmdline()
+        return False
+
     def found() -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
-            children = psutil.Process(process.pid).children(recursive=True)
-            return [child for child in children if "org.apache.spark.deploy.SparkSubmit" in child.cmdline()]
+            return [child for child in psutil.Process(process.pid).children(recursive=True) if is_java(child)]
         return []
 
     return assert_eventually(found, bool)[0]
