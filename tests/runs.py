@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import psycopg2
 from pyspark.sql import SparkSession
 
 from pipeline_lib import pipeline, topics
@@ -83,6 +84,15 @@ def assert_eventually(get: Callable[[], Any], expected: Callable[[Any], bool], s
 def open_store(place: Place) -> Store:
     """Return the store of the place."""
     return pipeline.open_store(place.settings)
+
+
+def execute(place: Place, *statements: str) -> None:
+    """Run the statements in the place's database, all or none."""
+    connection = psycopg2.connect(open_store(place).url)
+    with connection, connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(statement)
+    connection.close()
 
 
 def assert_equal(settings: Settings) -> None:

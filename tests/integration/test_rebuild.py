@@ -8,10 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psycopg2
 import pytest
 from pyspark.sql import SparkSession
-from runs import assert_equal, assert_eventually, drain, open_store, publish, publish_raw, random_ticks, tick
+from runs import assert_equal, assert_eventually, drain, execute, open_store, publish, publish_raw, random_ticks, tick
 
 from pipeline_lib import pipeline, topics
 from pipeline_lib.config import Settings
@@ -27,14 +26,6 @@ BARS = (
     " open_partition, open_offset, last_event_time, close_partition, close_offset, last_receipt_time, previous_close,"
     " round(volume::numeric, 6) as volume, round(notional::numeric, 4) as notional from stock_aggregates order by 1, 2"
 )
-
-
-def execute(place: Place, *statements: str) -> None:
-    connection = psycopg2.connect(open_store(place).url)
-    with connection, connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-    connection.close()
 
 
 def quietly(settings: Settings, session: SparkSession, **how: bool) -> None:

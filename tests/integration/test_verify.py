@@ -8,12 +8,11 @@ import subprocess
 import sys
 from typing import Any
 
-import psycopg2
 import pytest
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka.admin import ConfigResource, ConfigResourceType
 from pyspark.sql import SparkSession
-from runs import T0, assert_equal, drain, open_store, publish, publish_raw, random_ticks, tick
+from runs import T0, assert_equal, drain, execute, open_store, publish, publish_raw, random_ticks, tick
 
 from pipeline_lib import audit, pipeline, topics
 from pipeline_lib.errors import SchemaError
@@ -33,14 +32,6 @@ CORRUPTIONS = {
 }
 # They depend on when ticks came, and the table is not asked about them.
 BOOKKEEPING = {"is_final", "revision", "late_tick_count", "updated_at"}
-
-
-def execute(place: Place, *statements: str) -> None:
-    connection = psycopg2.connect(open_store(place).url)
-    with connection, connection.cursor() as cursor:
-        for statement in statements:
-            cursor.execute(statement)
-    connection.close()
 
 
 def columns_of(place: Place, table: str) -> list[tuple[str, str]]:
