@@ -27,7 +27,8 @@ from pipeline_lib.records import FUTURE_TOLERANCE_MS, decode_tick
 from pipeline_lib.verify import Comparison, VerifyReport, compare_accounts, compare_bars, index_bars
 
 if TYPE_CHECKING:
-    from pipeline_lib.store import Snapshot, Store
+    from pipeline_lib.readings import Snapshot
+    from pipeline_lib.store import Store
 
 # Fewer messages are read sooner than a second Python is started.
 MESSAGES_A_PROCESS = 50_000

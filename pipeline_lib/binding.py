@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 from pipeline_lib import topics
 from pipeline_lib.errors import ClockError, TopicError
-from pipeline_lib.records import OffsetGap
-from pipeline_lib.store import Store, from_ms
+from pipeline_lib.records import OffsetGap, from_ms
+from pipeline_lib.store import Store
 from pipeline_lib.topics import OffsetRange, TopicWatch
 
 # A stage is called dead when its last beat, by PostgreSQL's clock, is 6 seconds old by the reader's, and a bar is final 10

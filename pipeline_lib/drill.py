@@ -20,9 +20,8 @@ from pipeline_lib.config import Settings
 from pipeline_lib.errors import MessageError, PipelineError, ServiceError, SettingsError, TopicError, UnavailableError
 from pipeline_lib.own_services import OwnServices
 from pipeline_lib.pipeline import Place, log_folder, open_store, servers_of, verify
-from pipeline_lib.records import decode_status, status_topic
+from pipeline_lib.records import decode_status, from_ms, status_topic
 from pipeline_lib.services import find_died
-from pipeline_lib.store import from_ms
 from pipeline_lib.supervise import Supervisor
 from pipeline_lib.verify import VerifyReport
 

@@ -20,15 +20,16 @@ from zoneinfo import ZoneInfo
 from pipeline_lib import audit, class_archive, topics
 from pipeline_lib.binding import Binding, gap_words
 from pipeline_lib.config import Settings
+from pipeline_lib.database import create_database, drop_database
 from pipeline_lib.errors import MessageError, PipelineError, TopicError, UnavailableError
 from pipeline_lib.producer import MAX_IN_FLIGHT, Producer, PublishReport, publish_ticks
 from pipeline_lib.recompute import Scope
-from pipeline_lib.records import FeedStatus, Gap, Message, Tick, decode_status, decode_tick, decode_value, encode_key, status_topic
+from pipeline_lib.records import FeedStatus, Gap, Message, Tick, decode_status, decode_tick, decode_value, encode_key, from_ms, status_topic
 from pipeline_lib.services import start_services
 from pipeline_lib.sources import Source
 from pipeline_lib.sources.market_hours import NEW_YORK
 from pipeline_lib.status_beat import StatusBeat, now_ms
-from pipeline_lib.store import Store, create_database, drop_database, from_ms
+from pipeline_lib.store import Store
 from pipeline_lib.verify import VerifyReport
 
 if TYPE_CHECKING:

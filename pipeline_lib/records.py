@@ -234,6 +234,14 @@ def tick_from_trade(trade: Any, *, id: str, receipt_time: int) -> Tick:
     )
 
 
+EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+
+def from_ms(milliseconds: int) -> dt.datetime:
+    """Return the UTC time of epoch milliseconds, exactly."""
+    return EPOCH + dt.timedelta(milliseconds=milliseconds)
+
+
 class Message(NamedTuple):
     """One message of the topic as it lies there. ``timestamp`` is the broker's clock, epoch milliseconds."""
 

@@ -17,9 +17,10 @@ from runs import assert_equal, assert_eventually, drain, open_store, publish, ra
 from pipeline_lib import pipeline, topics
 from pipeline_lib.binding import CLOCK_TOLERANCE, check_clock
 from pipeline_lib.config import Settings
+from pipeline_lib.database import create_database, drop_database
 from pipeline_lib.errors import ClockError, TopicError
 from pipeline_lib.pipeline import Place
-from pipeline_lib.store import Store, create_database, drop_database
+from pipeline_lib.store import Store
 from pipeline_lib.stream import Stream
 
 

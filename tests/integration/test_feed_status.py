@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from pipeline_lib import pipeline
-from pipeline_lib.records import FeedStatus, Gap, SymbolFreshness
-from pipeline_lib.store import Store, from_ms
+from pipeline_lib.records import FeedStatus, Gap, SymbolFreshness, from_ms
+from pipeline_lib.store import Store
 
 # An hour ahead, so that it is not long ago when the test comes to its turn; what has to be old by then is hours older.
 NOW = time.time_ns() // 1_000_000 + 3_600_000

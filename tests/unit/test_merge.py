@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from runs import T0, tick
 
+from pipeline_lib.merge import merge_bars
 from pipeline_lib.recompute import recompute_bars
 from pipeline_lib.records import Message, PartialBar, encode_tick
-from pipeline_lib.store import merge_bars
 
 SUMS = {"volume", "notional", "mean_price", "square_deviation"}
 EXACT = [name for name in PartialBar._fields if name not in SUMS]
