@@ -1,97 +1,68 @@
-"""Measure produce, drain and verify by the real program, several times, and write benchmarks/results.{json,md}.
+"""Measure the pipeline by its real programs, beside a plain loop, and write results.json and results.md in this folder.
 
-Every run has a topic and a database of its own, and a run whose table verify finds wrong is void. A figure of a shared
-machine is worth its spread: ratios of one run say more than seconds of two.
+`python -m benchmarks` measures everything; `python -m benchmarks drain live --repeats 1` those parts alone, whose figures
+replace the ones in results.json. A figure of a shared machine is worth its spread: ratios of one run say more than seconds
+of two.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import re
-import statistics
-import subprocess
-import sys
-import time
-from importlib.metadata import version
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import drain, live, report
+from benchmarks.ground import Load, own_services
+from benchmarks.machine import describe, load_average
 from pipeline_lib.config import Settings
-from pipeline_lib.pipeline import Place
-from pipeline_lib.supervise import stage_environment
 
 HERE = Path(__file__).parent
 
+Options = argparse.Namespace
+Rows = list[dict[str, Any]]
 
-def timed(settings: Settings, *arguments: str) -> tuple[float, str]:
-    """Return the seconds from process start to process end of a command, and what it printed."""
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline_lib.cli", *arguments], env=stage_environment(settings), capture_output=True, text=True, check=False
+
+def measure_drain(settings: Settings, options: Options) -> Rows:
+    """Return the rows of the drains."""
+    loads = [Load(ticks, message) for ticks in options.ticks for message in options.messages]
+    return drain.measure(settings, loads, options.repeats, options.alone)
+
+
+def measure_live(settings: Settings, options: Options) -> Rows:
+    """Return the rows of the live runs."""
+    return live.measure(settings, options.rates, options.seconds, options.warm_up, options.repeats, options.alone)
+
+
+PARTS: dict[str, Callable[[Settings, Options], Rows]] = {"drain": measure_drain, "live": measure_live}
+
+
+def read_options() -> Options:
+    """Return what was asked for."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    if done.returncode:
-        raise SystemExit(f"stocks {' '.join(arguments)} ended with {done.returncode}: {done.stderr.strip() or done.stdout.strip()}")
-    return time.monotonic() - began, done.stdout
-
-
-def run_once(ticks: int) -> dict[str, float]:
-    """Return the figures of one run over so many simulated ticks."""
-    with Place(Settings.load(source="simulated", simulated_rate=10_000), "bench") as place:
-        _, said = timed(place.settings, "produce", "--ticks", str(ticks))
-        found = re.search(r"([\d,]+) ticks/s", said)
-        assert found is not None, said
-        drain, _ = timed(place.settings, "stream", "--until-caught-up")
-        verify, said = timed(place.settings, "verify", "--json")
-        report = json.loads(said)
-        if not report["equal"] or report["messages"] != ticks:
-            raise SystemExit(f"this run is void: {report}")
-        one_symbol, said = timed(place.settings, "verify", "--symbol", "AAPL", "--json")
-        if not json.loads(said)["equal"]:
-            raise SystemExit(f"this run is void: {said}")
-    return {
-        "produce_ticks_per_s": float(found[1].replace(",", "")),
-        "drain_s": drain,
-        "verify_s": verify,
-        "verify_ticks_per_s": ticks / verify,
-        "verify_one_symbol_s": one_symbol,
-    }
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help=f"what to measure: {', '.join(PARTS)}; nothing for all")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
+    parser.add_argument("--alone", action="store_true", help="without the floor and the plain loop")
+    parser.add_argument("--ticks", type=int, nargs="+", default=[1_000_000, 4_000_000], help="drain: sizes of the topic")
+    parser.add_argument("--messages", nargs="+", choices=["small", "full"], default=["small", "full"], help="drain: which ticks")
+    parser.add_argument("--rates", type=float, nargs="+", default=[1_000.0, 10_000.0], help="live: ticks a second")
+    parser.add_argument("--seconds", type=float, default=45.0, help="live: how long is measured")
+    parser.add_argument("--warm-up", type=float, default=20.0, help="live: how long it runs before")
+    parser.add_argument("--out", type=Path, default=HERE, help="the folder of results.json and results.md")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Run, and write the table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--ticks", type=int, default=400_000)
-    parser.add_argument("--repeats", type=int, default=3)
-    options = parser.parse_args()
-    runs = []
-    for number in range(options.repeats):
-        runs.append(run_once(options.ticks))
-        print(f"run {number + 1} of {options.repeats}: {runs[-1]}", flush=True)
-    figures = {
-        name: {"min": min(values), "median": statistics.median(values), "max": max(values)} for name, values in _columns(runs).items()
-    }
-    programs = f"Python {platform.python_version()}, pyspark {version('pyspark')}"
-    machine = f"{os.cpu_count()} cores, {platform.system()} {platform.machine()}, {programs}"
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    result: dict[str, Any] = {"ticks": options.ticks, "repeats": options.repeats, "machine": machine, "load": load, "figures": figures}
-    (HERE / "results.json").write_text(json.dumps(result, indent=2) + "\n", "utf-8")
-    lines = [
-        f"`make bench`: {options.ticks:,} simulated ticks of about 330 bytes, {options.repeats} runs, every table equal to its topic.",
-        f"{machine}; load average at the end {load}.",
-        "",
-        "| figure | min | median | max |",
-        "|---|--:|--:|--:|",
-        *(f"| {name} | {each['min']:,.1f} | {each['median']:,.1f} | {each['max']:,.1f} |" for name, each in figures.items()),
-    ]
-    (HERE / "results.md").write_text("\n".join(lines) + "\n", "utf-8")
-    print("\n".join(lines))
-
-
-def _columns(runs: list[dict[str, float]]) -> dict[str, list[float]]:
-    return {name: [run[name] for run in runs] for name in runs[0]}
+    """Measure the parts in turn, and write each to the results when it is done."""
+    options = read_options()
+    for name in options.parts or PARTS:
+        before = load_average()
+        with own_services() as settings:
+            rows = PARTS[name](settings, options)
+        report.keep(options.out, name, rows, {**describe(), "load_before": before, "load_after": load_average()})
+    print((options.out / "results.md").read_text("utf-8"))
 
 
 if __name__ == "__main__":
