@@ -8,14 +8,18 @@ of two.
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import drain, live, report
+from benchmarks import drain, live, page, report, start, verify
 from benchmarks.ground import Load, own_services
 from benchmarks.machine import describe, load_average
+from benchmarks.programs import Program
 from pipeline_lib.config import Settings
+from pipeline_lib.supervise import stage_environment
 
 HERE = Path(__file__).parent
 
@@ -34,7 +38,39 @@ def measure_live(settings: Settings, options: Options) -> Rows:
     return live.measure(settings, options.rates, options.seconds, options.warm_up, options.repeats, options.alone)
 
 
-PARTS: dict[str, Callable[[Settings, Options], Rows]] = {"drain": measure_drain, "live": measure_live}
+def measure_start(settings: Settings, options: Options) -> Rows:
+    """Return the rows of the starts."""
+    return start.measure(settings, options.repeats)
+
+
+def measure_verify(settings: Settings, options: Options) -> Rows:
+    """Return the rows of verify."""
+    return verify.measure(settings, Load(min(options.ticks)), options.repeats)
+
+
+def measure_page(settings: Settings, options: Options) -> Rows:
+    """Return the rows of the page's second start."""
+    return page.measure(options.repeats)
+
+
+def measure_accounting(settings: Settings, options: Options) -> Rows:
+    """Return the rows of what accounting costs, one a turn."""
+    command = [sys.executable, "-m", "benchmarks.leash", sys.executable, "-m", "benchmarks.accounting", "--out", str(options.out)]
+    with Program(command, stage_environment(settings), "accounting") as program:
+        program.wait(3_600)
+    seconds = json.loads((options.out / "accounting.json").read_text("utf-8"))["processor_seconds"]
+    pairs = zip(seconds["with_accounting"], seconds["without_accounting"], strict=True)
+    return [{"cost_percent": 100 * (counted / uncounted - 1)} for counted, uncounted in pairs]
+
+
+PARTS: dict[str, Callable[[Settings, Options], Rows]] = {
+    "drain": measure_drain,
+    "live": measure_live,
+    "start": measure_start,
+    "verify": measure_verify,
+    "page": measure_page,
+    "accounting": measure_accounting,
+}
 
 
 def read_options() -> Options:
@@ -42,10 +78,15 @@ def read_options() -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[], help=f"what to measure: {', '.join(PARTS)}; nothing for all")
+    # An empty list is what argparse makes of no part at all, and holds to the choices.
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], metavar="PART", help=f"what to measure: {', '.join(PARTS)}; all by default"
+    )
     parser.add_argument("--repeats", type=int, default=3, help="runs of each kind")
     parser.add_argument("--alone", action="store_true", help="without the floor and the plain loop")
-    parser.add_argument("--ticks", type=int, nargs="+", default=[1_000_000, 4_000_000], help="drain: sizes of the topic")
+    parser.add_argument(
+        "--ticks", type=int, nargs="+", default=[1_000_000, 4_000_000], help="drain: sizes of the topic; verify: the least of them"
+    )
     parser.add_argument("--messages", nargs="+", choices=["small", "full"], default=["small", "full"], help="drain: which ticks")
     parser.add_argument("--rates", type=float, nargs="+", default=[1_000.0, 10_000.0], help="live: ticks a second")
     parser.add_argument("--seconds", type=float, default=45.0, help="live: how long is measured")
@@ -61,6 +102,8 @@ def main() -> None:
         before = load_average()
         with own_services() as settings:
             rows = PARTS[name](settings, options)
+        if not rows:
+            continue
         report.keep(options.out, name, rows, {**describe(), "load_before": before, "load_after": load_average()})
     print((options.out / "results.md").read_text("utf-8"))
 

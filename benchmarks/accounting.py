@@ -53,6 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accounting", description=__doc__)
     parser.add_argument("--ticks", type=int, default=400_000)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent, help="the folder of accounting.json")
     options = parser.parse_args()
     settings = Settings.load(source="simulated", simulated_rate=10_000)
     with Place(settings, "accounting") as place:
@@ -70,7 +71,7 @@ def main() -> None:
     for name, each in result.items():
         print(f"{name}: {each['median']:+.1%} of processor time ({each['min']:+.1%} to {each['max']:+.1%}, {options.repeats} turns)")
     text = json.dumps({"ticks": options.ticks, "processor_seconds": seconds, "cost": result}, indent=2)
-    (Path(__file__).parent / "accounting.json").write_text(text + "\n", "utf-8")
+    (options.out / "accounting.json").write_text(text + "\n", "utf-8")
 
 
 def measure(session: SparkSession, messages: DataFrame, repeats: int) -> dict[str, list[float]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from typing import Any
 
 from benchmarks.ground import Load, Loaded, loaded_topic, own_database
 from benchmarks.machine import busy_percent
 from benchmarks.programs import Ended, module, stocks
 from benchmarks.sight import Reader
+from benchmarks.verify import check_table
 from pipeline_lib import pipeline, topics
 from pipeline_lib.config import Settings
 from pipeline_lib.store import Store
@@ -72,7 +72,7 @@ def drain(place: Settings, loaded: Loaded) -> dict[str, Any]:
         "running_ticks_per_s": rows_after_first / running if rows_after_first else None,
         "peak_rss_mb": ended.peak_rss_mb,
         "batches": batches(pipeline.open_store(place)),
-        "verify_seconds": verify(place, loaded.load.ticks),
+        "verify_seconds": check_table(place, loaded.load.ticks).seconds,
     }
 
 
@@ -94,16 +94,6 @@ def loop(settings: Settings, loaded: Loaded, *arguments: str) -> dict[str, Any]:
     if said["messages"] != loaded.load.ticks:
         raise SystemExit(f"this run is void: the loop has read {said['messages']:,} of {loaded.load.ticks:,} messages")
     return figures(ended, loaded, said["cpu_seconds"])
-
-
-def verify(place: Settings, ticks: int | None = None) -> float:
-    """Return the seconds of `stocks verify`. Ends the bench if a bar differs, or if it is not so many ticks that were streamed."""
-    with stocks(place, "verify", "--json") as program:
-        ended = program.wait(MOST_SECONDS)
-    report = json.loads(ended.said.splitlines()[-1])
-    if not report["equal"] or (ticks is not None and report["good"] != ticks):
-        raise SystemExit(f"this run is void: {json.dumps(report)[:2_000]}")
-    return ended.seconds
 
 
 def batches(store: Store) -> list[dict[str, Any]]:
@@ -144,7 +134,3 @@ def words(row: dict[str, Any]) -> str:
         if name in row:
             said += f", {name} {row[name]['seconds']:.1f} s ({row[name]['cpu_seconds']:.1f}), {row[f'stream_to_{name}']:.2f} of it"
     return said
-
-
-if __name__ == "__main__":
-    sys.exit("start it as: python -m benchmarks drain")

@@ -55,14 +55,21 @@ def symbol_names(count: int) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def own_services() -> Iterator[Settings]:
-    """Yield settings of the simulated market, with Kafka and PostgreSQL of their own."""
+def own_home(name: str = "bench") -> Iterator[Settings]:
+    """Yield settings of the simulated market, with a PIPELINE_HOME of their own in which nothing runs yet."""
     given = Settings.load(source="simulated", window="10 seconds")
-    own = OwnServices(given.replaced(finnhub_api_key=None), "bench")
+    own = OwnServices(given.replaced(finnhub_api_key=None), name)
     try:
-        yield start_services(own.settings)
+        yield own.settings
     finally:
         own.close()
+
+
+@contextlib.contextmanager
+def own_services() -> Iterator[Settings]:
+    """Yield such settings, with Kafka and PostgreSQL running there, or the given ones."""
+    with own_home() as settings:
+        yield start_services(settings)
 
 
 @contextlib.contextmanager

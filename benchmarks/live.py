@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 import pandas as pd
 
-from benchmarks.drain import spark_ms, verify
+from benchmarks.drain import spark_ms
 from benchmarks.ground import own_database, own_topic
 from benchmarks.machine import busy_percent
 from benchmarks.programs import Program, module, stocks
 from benchmarks.sight import Reader, Sighting
+from benchmarks.verify import check_table
 from pipeline_lib import pipeline, topics
 from pipeline_lib.config import Settings
 
@@ -65,7 +66,7 @@ def run(settings: Settings, seconds: float, warm_up: float, alone: bool) -> dict
                 row["loop"] = of_loop(other, feed, seconds / 2, warm_up / 4)
             row["stream_to_loop_p50"] = row["stream"]["p50_ms"] / row["loop"]["p50_ms"]
         feed.stop()
-        row["verify_seconds"] = verify(place)
+        row["verify_seconds"] = check_table(place).seconds
     return row
 
 

@@ -24,7 +24,7 @@ from pipeline_lib.supervise import stage_environment
 SAMPLE_SECONDS = 0.2
 # Looking for children costs more than asking those that are known.
 SAMPLES_A_FAMILY = 5
-STOP_SECONDS = 30.0
+STOP_SECONDS = 90.0
 
 
 class Ended(NamedTuple):
