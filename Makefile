@@ -6,10 +6,10 @@ PYTHON ?= $(shell for each in python3 python3.14 python3.13 python3.12 python3.1
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install run lab test test-faults notebooks bench lint
+.PHONY: help install run lab test test-faults notebooks bench bench-growth lint
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## set everything up in .venv: packages, jars, the page (once; nothing is installed elsewhere)
 	@test -n "$(PYTHON)" || { echo "cannot install: no Python 3.11 or newer on the PATH; install one, or say: make PYTHON=/path/to/python" >&2; exit 1; }
@@ -30,8 +30,11 @@ test-faults: install ## every fault as often as it takes to believe it, hours; S
 notebooks: install ## run the notebooks in order and record what they show
 	@$(BIN)/python scripts/run_notebooks.py
 
-bench: install ## measure
+bench: install ## measure what the pipeline takes, and write benchmarks/results.md
 	@$(BIN)/python -m benchmarks
+
+bench-growth: install ## measure how cost grows, and write benchmarks/growth.md
+	@$(BIN)/python -m benchmarks.growth
 
 lint: install ## ruff and mypy
 	@$(BIN)/ruff check .

@@ -55,7 +55,9 @@ def measure_page(settings: Settings, options: Options) -> Rows:
 
 def measure_accounting(settings: Settings, options: Options) -> Rows:
     """Return the rows of what accounting costs, one a turn."""
-    command = [sys.executable, "-m", "benchmarks.leash", sys.executable, "-m", "benchmarks.accounting", "--out", str(options.out)]
+    ticks = str(min(400_000, *options.ticks))
+    own = [sys.executable, "-m", "benchmarks.accounting", "--ticks", ticks, "--out", str(options.out)]
+    command = [sys.executable, "-m", "benchmarks.leash", *own]
     with Program(command, stage_environment(settings), "accounting") as program:
         program.wait(3_600)
     seconds = json.loads((options.out / "accounting.json").read_text("utf-8"))["processor_seconds"]
@@ -104,8 +106,9 @@ def main() -> None:
             rows = PARTS[name](settings, options)
         if not rows:
             continue
-        report.keep(options.out, name, rows, {**describe(), "load_before": before, "load_after": load_average()})
-    print((options.out / "results.md").read_text("utf-8"))
+        said = report.keep(options.out, name, rows, {**describe(), "load_before": before, "load_after": load_average()})
+        print("\n".join(["", *said, ""]), flush=True)
+    print(f"written to {options.out / 'results.md'}")
 
 
 if __name__ == "__main__":

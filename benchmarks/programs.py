@@ -42,7 +42,8 @@ class Program:
     def __init__(self, command: list[str], environment: dict[str, str], name: str) -> None:
         self.name = name
         self._ended_at: float | None = None
-        self._peak, self._cpu = 0, dict[int, float]()
+        self.rss_mb: list[tuple[float, float]] = []  # (seconds since the start, memory), by sample
+        self._cpu = dict[int, float]()
         self._done = threading.Event()
         self._said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the program
         self.began, self.began_at = time.monotonic(), time.time()
@@ -67,7 +68,7 @@ class Program:
                 if number % SAMPLES_A_FAMILY == 0:
                     family = [root, *root.children(recursive=True)]
                 number += 1
-                self._peak = max(self._peak, sum(map(self._ask, family)))
+                self.rss_mb.append((time.monotonic() - self.began, sum(map(self._ask, family)) / 2**20))
 
     def _ask(self, process: psutil.Process) -> int:
         try:
@@ -92,7 +93,7 @@ class Program:
     @property
     def peak_rss_mb(self) -> float:
         """The most memory that it and its children had in one sample."""
-        return self._peak / 2**20
+        return max((size for _, size in self.rss_mb), default=0.0)
 
     def check(self) -> None:
         """End the bench if the program has ended though it should run."""

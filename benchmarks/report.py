@@ -9,20 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import targets
+from benchmarks import plots, targets
 
 Rows = list[dict[str, Any]]
 
 
-def keep(folder: Path, part: str, rows: Rows, machine: dict[str, Any]) -> None:
-    """Put a part's rows in place of those that results.json has of it, and write results.md anew."""
+def keep(folder: Path, part: str, rows: Rows, machine: dict[str, Any]) -> list[str]:
+    """Put a part's rows in place of those that results.json has of it, and write results.md anew; return the part's lines."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "results.json"
     results = json.loads(file.read_text("utf-8")) if file.exists() else {}
     parts = results.get("parts", {})
     parts[part] = {"measured_at": f"{dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC", "machine": machine, "rows": rows}
     file.write_text(json.dumps({"parts": parts}, indent=1) + "\n", "utf-8")
+    plots.draw(part, rows, folder)
     (folder / "results.md").write_text("\n".join(lines(parts)) + "\n", "utf-8")
+    return section(part, parts[part])
 
 
 def lines(parts: dict[str, Any]) -> list[str]:
@@ -40,7 +42,15 @@ def lines(parts: dict[str, Any]) -> list[str]:
         cells = [f"{f(found):,.{target.digits}f}" for f in SPREAD] if found else ["-"] * 3
         said.append(f"| {target.name} | {' | '.join(cells)} | {target.must} | {target.aim} | {len(found)} |")
     for name, part in parts.items():
-        said += ["", f"## {name}", "", described(part), "", *TABLES.get(name, table)(part["rows"])]
+        said += ["", *section(name, part)]
+    return said
+
+
+def section(name: str, part: dict[str, Any]) -> list[str]:
+    """Return the lines of one part."""
+    said = [f"## {name}", "", described(part), "", *TABLES.get(name, table)(part["rows"])]
+    if name in plots.PICTURES:
+        said += ["", f"![{name}]({name}.svg); the lines are what it must be, dotted what it aims at"]
     return said
 
 
