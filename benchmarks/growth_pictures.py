@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, ScalarFormatter
 
 from benchmarks.plots import save
 from benchmarks.report import described
@@ -65,6 +66,7 @@ def drains(name: str, words: str) -> Callable[[Rows], Figure]:
             axes.set_xscale("log")
             axes.set_xticks(places, [f"{place:,}" for place in places])
             axes.minorticks_off()
+            axes.set_ylim(0)
         figure.tight_layout()
         return figure
 
@@ -95,6 +97,8 @@ def draw_table(rows: Rows) -> Figure:
     axes.set_yscale("log")
     axes.set_xticks(bars, [f"{row['bars']:,}\n{row['days']} days" for row in rows])
     axes.minorticks_off()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(ScalarFormatter())
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False)
     finish(axes, "Milliseconds, median", "bars in the table")
     return figure
@@ -122,8 +126,8 @@ def say_memory(rows: Rows) -> str:
     row = rows[0]
     middle, last = row["rss_mb"][len(row["rss_mb"]) // 2], row["rss_mb"][-1]
     return (
-        f"At {row['rate']:,.0f} ticks/s the stream has {middle:,.0f} MB after {row['seconds'][-1] / 120:.0f} minutes and {last:,.0f} MB "
-        f"after {row['seconds'][-1] / 60:.0f}; {max(row['rss_mb']):,.0f} MB is the most."
+        f"At {row['rate']:,.0f} ticks/s the stream has {middle:,.0f} MB after {row['seconds'][-1] / 120:.0f} min and {last:,.0f} MB "
+        f"after {row['seconds'][-1] / 60:.0f} min; {max(row['rss_mb']):,.0f} MB is the most."
     )
 
 

@@ -99,7 +99,8 @@ def look(place: Settings, reader: Reader, programs: list[Program], seconds: floa
     began, used = time.time(), {program.name: program.cpu_seconds for program in programs}
     let_run(programs, seconds)
     cores = {f"cores of {name}": (program.cpu_seconds - used[name]) / seconds for name, program in zip(used, programs, strict=True)}
-    # The last of what entered meanwhile is to be seen, too.
+    # What entered last is with the broker a second later; that is to be seen, too.
+    let_run(programs, 1.0)
     reader.wait({part: found.latest for part, found in topics.read_offsets(servers, topic).items()}, START_SECONDS)
     return began, cores
 
@@ -117,7 +118,7 @@ def follow(place: Settings, sightings: list[Sighting], began: float, seconds: fl
     """Return the way of every tick that entered in so many seconds from a time on."""
     servers, topic = pipeline.servers_of(place), place.kafka_topic
     first, last = 1_000 * began, 1_000 * (began + seconds)
-    # What the broker took before it entered is not among them; what it took up to a second later may be.
+    # The broker takes nothing before it enters, and all of it within a second.
     starts, ends = topics.find_offsets(servers, topic, int(first)), topics.find_offsets(servers, topic, int(last) + 1_000)
     at, committed = (np.array([getattr(each, name) or np.nan for each in sightings]) for name in ("at", "committed_at"))
     upto = {part: np.array([each.next_offsets.get(part, 0) for each in sightings]) for part in starts}
