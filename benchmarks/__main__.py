@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import drain, live, page, report, start, verify
+from benchmarks import drain, live, page, produce, report, start, verify
 from benchmarks.ground import Load, own_services
 from benchmarks.machine import describe, load_average
 from benchmarks.programs import Program
@@ -43,6 +43,11 @@ def measure_start(settings: Settings, options: Options) -> Rows:
     return start.measure(settings, options.repeats)
 
 
+def measure_produce(settings: Settings, options: Options) -> Rows:
+    """Return the rows of publishing tapes."""
+    return produce.measure(settings, Load(min(400_000, *options.ticks)), options.repeats)
+
+
 def measure_verify(settings: Settings, options: Options) -> Rows:
     """Return the rows of verify."""
     return verify.measure(settings, Load(min(options.ticks)), options.repeats)
@@ -69,6 +74,7 @@ PARTS: dict[str, Callable[[Settings, Options], Rows]] = {
     "drain": measure_drain,
     "live": measure_live,
     "start": measure_start,
+    "produce": measure_produce,
     "verify": measure_verify,
     "page": measure_page,
     "accounting": measure_accounting,

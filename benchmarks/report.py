@@ -154,4 +154,13 @@ def live_table(rows: Rows) -> list[str]:
     return said
 
 
-TABLES: dict[str, Callable[[Rows], list[str]]] = {"drain": drain_table, "live": live_table}
+def produce_table(rows: Rows) -> list[str]:
+    """Return what publishing each kind of tape took."""
+    names = {"ticks_per_s": 0, "cpu_us_a_tick": 1, "seconds": 1, "peak_rss_mb": 0}
+    body = [
+        [kind, *(spread([row[name] for row in group], names[name]) for name in names)] for (kind,), group in grouped(rows, "tape").items()
+    ]
+    return markdown(["tape", "ticks/s", "µs of processor a tick", "s", "peak RSS, MB"], body)
+
+
+TABLES: dict[str, Callable[[Rows], list[str]]] = {"drain": drain_table, "live": live_table, "produce": produce_table}
