@@ -22,19 +22,19 @@ from pipeline_lib import bars, pipeline
 from pipeline_lib.config import Settings
 from pipeline_lib.pipeline import Place
 from pipeline_lib.sources import open_source
-from pipeline_lib.stream import load_messages
+from pipeline_lib.stream import load_messages, prepare_messages
 
 WINDOW_MS = 10_000
 
 
 def with_accounting(messages: DataFrame) -> DataFrame:
     """Return what the stream collects of a micro-batch."""
-    return bars.window_bars(bars.parse_ticks(bars.select_unseen(messages, dict.fromkeys(range(4), 0))), WINDOW_MS)
+    return bars.merge_parts(bars.select_unseen(prepare_messages(messages, WINDOW_MS), dict.fromkeys(range(4), 0)))
 
 
 def without_accounting(messages: DataFrame) -> DataFrame:
     """Return the bars alone: what is bad is dropped, and nobody knows how much was read."""
-    return _bars(bars.parse_ticks(messages).where(F.col("tick").isNotNull()))
+    return _bars(bars.parse_plain(messages).where(F.col("tick").isNotNull()))
 
 
 def lenient(messages: DataFrame) -> DataFrame:

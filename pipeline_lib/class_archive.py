@@ -64,8 +64,8 @@ def _run_spark(java: Java, folder: Path, options: tuple[str, ...]) -> None:
     """Load what a stream loads: a session, a batch, a query with a sink; then let Java end by itself."""
     from pyspark.sql import functions as F
 
-    from pipeline_lib.bars import parse_ticks, window_bars
-    from pipeline_lib.stream import SparkRuntime, open_session
+    from pipeline_lib.bars import merge_parts
+    from pipeline_lib.stream import SparkRuntime, open_session, prepare_messages
 
     session = open_session("local[2]", SparkRuntime(java.home, (), folder / "spark.log", folder / "spark", options))
     now = round(dt.datetime.now(dt.UTC).timestamp() * 1000)
@@ -86,10 +86,15 @@ def _run_spark(java: Java, folder: Path, options: tuple[str, ...]) -> None:
     seen = threading.Event()
 
     def on_batch(batch: DataFrame, batch_id: int) -> None:
-        if window_bars(parse_ticks(batch), WINDOW_MS).collect():
+        if merge_parts(batch).collect():
             seen.set()
 
-    query = messages.writeStream.foreachBatch(on_batch).option("checkpointLocation", str(folder / "checkpoint")).start()
+    query = (
+        prepare_messages(messages, WINDOW_MS)
+        .writeStream.foreachBatch(on_batch)
+        .option("checkpointLocation", str(folder / "checkpoint"))
+        .start()
+    )
     seen.wait(120)
     query.stop()
     gateway: Any = session.sparkContext._gateway

@@ -57,7 +57,7 @@ Millis = Annotated[int, Meta(ge=MIN_TIME, le=MAX_TIME)]
 Number = Annotated[float, Meta(ge=-MAX_VOLUME, le=MAX_VOLUME)]
 
 
-class Tick(msgspec.Struct, frozen=True, kw_only=True):
+class Tick(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One observation of a price, and exactly one message of the topic.
 
     Times are epoch milliseconds UTC. ``event_time`` is the exchange's, ``receipt_time`` is when this pipeline first saw
@@ -89,7 +89,7 @@ _decoder = msgspec.json.Decoder(Tick)
 
 
 def encode_tick(tick: Tick) -> bytes:
-    """Return the tick as the bytes of one JSON object, fields in the order of the contract."""
+    """Return the tick as the bytes of one JSON object, fields in the order of the contract, those that are null left out."""
     return _encoder.encode(tick)
 
 
@@ -116,7 +116,7 @@ def decode_value(value: bytes | None) -> Tick:
         raise MessageError(f"not a tick: {error}") from None
     except (msgspec.DecodeError, RecursionError) as error:
         raise MessageError(f"not JSON: {error}") from None
-    # What encode_tick writes has every field once; anything else is looked at.
+    # What encode_tick writes has no field twice; anything else is looked at.
     if _encoder.encode(tick) != value and (repeated := _find_repeated(value)):
         raise MessageError(f"not a tick: the field {repeated!r} stands there twice")
     return _check_kind(tick)

@@ -25,10 +25,23 @@ from typing import Any, NamedTuple, Protocol
 import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkRuntimeError, StreamingQueryException
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
-from pipeline_lib.bars import SESSION_CONFIG, bar_of_row, count_partitions, parse_ticks, select_dead, select_unseen, window_bars
+from pipeline_lib.bars import (
+    SESSION_CONFIG,
+    bar_of_row,
+    bar_sums,
+    count_partitions,
+    merge_parts,
+    parse_plain,
+    parse_ticks,
+    select_dead,
+    select_rest,
+    select_unseen,
+    window_bars,
+    window_parts,
+)
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import (
     MessageError,
@@ -194,6 +207,7 @@ class Stream:
         self._offsets: dict[int, int] = {}
         self._run_id, self._last_batch_id = "", -1
         self._query: StreamingQuery | None = None
+        self._sums: tuple[Column, ...] | None = None
         self._batch_error: BaseException | None = None
 
     # starting and stopping
@@ -331,9 +345,8 @@ class Stream:
             .option("kafka.default.api.timeout.ms", 15_000)
             .load()
         )
-        writer = (
-            messages.writeStream.foreachBatch(self._on_batch).option("checkpointLocation", str(folder)).queryName("bars_" + self._run_id)
-        )
+        parts, self._sums = prepare_messages(messages, plan.window_ms), bar_sums()
+        writer = parts.writeStream.foreachBatch(self._on_batch).option("checkpointLocation", str(folder)).queryName("bars_" + self._run_id)
         trigger = {"availableNow": True} if until_caught_up else {"processingTime": plan.trigger}
         return writer.trigger(**trigger).start()
 
@@ -352,24 +365,25 @@ class Stream:
 
     # a micro-batch
 
-    def _on_batch(self, messages: DataFrame, batch_id: int) -> None:
+    def _on_batch(self, parts: DataFrame, batch_id: int) -> None:
         with self._in_batch:
             if self._stopping.is_set():
                 raise PipelineError("the stream is being stopped: this batch is read next time")
             try:
-                self._commit(messages, batch_id)
+                self._commit(parts, batch_id)
             except BaseException as error:
                 self._batch_error = error
                 raise
 
-    def _commit(self, messages: DataFrame, batch_id: int) -> None:
+    def _commit(self, parts: DataFrame, batch_id: int) -> None:
         for _ in range(3):
             began, started_at = time.monotonic(), dt.datetime.now(dt.UTC)
             filtered_by = dict(self._offsets)
-            ticks = parse_ticks(select_unseen(messages, filtered_by))
-            rows = window_bars(ticks, self.plan.window_ms).collect()
+            unseen = select_unseen(parts, filtered_by)
+            rows = merge_parts(unseen, self._sums).collect()
             if not rows:
                 return
+            rows, rest = self._look_again(rows, unseen)
             counts = count_partitions(rows)
             batch = Batch(
                 run_id=self._run_id,
@@ -378,7 +392,7 @@ class Stream:
                 filtered_by=filtered_by,
                 bars=[bar_of_row(row, self.plan.window_ms) for row in rows if row["symbol"] is not None],
                 counts=counts,
-                dead_letters=fetch_dead_letters(ticks, sum(count.dead for count in counts)),
+                dead_letters=fetch_dead_letters(rest, sum(count.dead for count in counts)) if rest else (),
                 aggregate_ms=round((time.monotonic() - began) * 1000),
                 previous_progress=self._spark_progress(batch_id - 1),
             )
@@ -394,6 +408,20 @@ class Stream:
             self._note(batch, result)
             return
         raise UnavailableError("cannot commit the batch: the stored offsets moved three times; stop the other stream on this database")
+
+    def _look_again(self, rows: list[Row], parts: DataFrame) -> tuple[list[Row], DataFrame | None]:
+        """Return the rows with those messages told apart that the short way could not read, and these, parsed in the long way.
+
+        Costs a second pass over the batch, so it is made only where the first one has met any.
+        """
+        unread = sum(row["messages"] for row in rows if row["symbol"] is None)
+        if not unread:
+            return rows, None
+        ticks = parse_ticks(select_rest(parts))
+        read = window_bars(ticks, self.plan.window_ms).collect()
+        if (found := sum(row["messages"] for row in read)) != unread:
+            raise QueryLostError(f"cannot read the batch twice alike: {unread} messages were to be looked at again, {found} were there")
+        return [row for row in rows if row["symbol"] is not None] + read, ticks
 
     def _note(self, batch: Batch, result: Any) -> None:
         self._offsets = {**self._offsets, **result.next_offsets}
@@ -429,6 +457,11 @@ class Stream:
         with contextlib.suppress(PipelineError):
             if progress is not None:
                 self.sink.finish_progress(self._run_id, self._last_batch_id, progress)
+
+
+def prepare_messages(messages: DataFrame, window_ms: int) -> DataFrame:
+    """Return what each message adds to its bar, in the short way: what the query does before it hands on a micro-batch."""
+    return window_parts(parse_plain(messages), window_ms)
 
 
 def fetch_dead_letters(ticks: DataFrame, count: int) -> Iterator[DeadLetter]:
