@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
-from pipeline_lib.store import NOTIFY_CHANNEL
+from pipeline_lib.commits import NOTIFY_CHANNEL
 
 _OFFSETS = "select json_object_agg(partition, next_offset), (select max(committed_at) from query_progress) from stream_offsets"
 

@@ -2,7 +2,8 @@
 
 It is not a reader of tables: what it shows comes from the callables it is given, so it can be tried on any frames.
 A notebook and the web page (``web/``) make the same object. One task of the kernel's own event loop loads in a thread
-and changes the widgets' values; it never displays, so other cells run meanwhile.
+and changes the widgets' values; it never displays, so other cells run meanwhile. It polls every second; given ``commits``, it
+is told of each commit, and loads at once what that changed.
 
     >>> Dashboard(load_bars=store.load_bars, load_prices=store.load_prices, load_stages=store.load_stages)
 """
@@ -10,60 +11,43 @@ and changes the widgets' values; it never displays, so other cells run meanwhile
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import logging
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 import ipywidgets
 import pandas as pd
 
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import PipelineError, UnavailableError
+from pipeline_lib.picture import Ask, Commits, LoadBars, Loader, Loads, Picture, now_ms
+from pipeline_lib.screen import ScreenTimes
 from pipeline_lib.widgets import (
-    MOST_BARS,
     TITLES,
     Bar,
     Board,
     Chart,
     Strip,
     banner_of,
-    bar_rows,
     clock_words,
-    gap_rows,
-    price_rows,
+    latency_of,
     stage_rows,
+    with_last_prices,
 )
 
 log = logging.getLogger(__name__)
 
 WIDTHS = {"10 s": "10 seconds", "1 min": "1 minute", "5 min": "5 minutes", "15 min": "15 minutes", "1 h": "1 hour"}
 
-TAIL_BARS = 30
 # Bars before the tail change when a late tick amends them: all are loaded again this often.
 WHOLE_EVERY_SECONDS = 60.0
+# A page that has not said for so long that it has drawn is hidden, or gone.
+PAGE_PATIENCE_SECONDS = 5.0
 # A load that takes longer is said on the page.
 PATIENCE_SECONDS = 3.0
-
-
-class LoadBars(Protocol):
-    """The last ``limit`` bars of a symbol, in order of time."""
-
-    def __call__(self, symbol: str, width: str = ..., since: dt.datetime | None = ..., limit: int = ...) -> pd.DataFrame: ...
-
-
-class _Picture(NamedTuple):
-    """What one load brought; None where it was not asked for or failed."""
-
-    symbol: str | None
-    width: str
-    whole: bool
-    bars: list[Bar] | None = None
-    prices: list[dict[str, Any]] | None = None
-    gaps: list[dict[str, Any]] | None = None
-    stages: pd.DataFrame | None = None
-    fault: Exception | None = None
 
 
 def _widths(window: str) -> list[tuple[str, str]]:
@@ -94,16 +78,23 @@ class Dashboard(ipywidgets.VBox):
         load_prices: Callable[[], pd.DataFrame],
         load_stages: Callable[[], pd.DataFrame],
         load_gaps: Callable[[], pd.DataFrame] | None = None,
+        commits: Commits | None = None,
         symbols: Sequence[str] | None = None,
         window: str = "10 seconds",
         refresh_seconds: float = 1.0,
         idle_seconds: float | None = None,
     ) -> None:
-        self._load_bars, self._load_prices, self._load_stages, self._load_gaps = load_bars, load_prices, load_stages, load_gaps
+        self._loader = Loader(Loads(load_bars, load_prices, load_stages, load_gaps, commits))
+        self._commits, self._times = commits, ScreenTimes()
         self._fixed_symbols = symbols is not None
         self.refresh_seconds, self.idle_seconds = refresh_seconds, idle_seconds
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._listening: asyncio.Task[None] | None = None
+        self._news = self._is_asked = self._does_page_speak = False
+        self._sent_stamp = self._drawn_stamp = 0
+        self._sent_at = float("-inf")
+        self._up_to_table: tuple[pd.DataFrame, pd.DataFrame] | None = None  # budget and delays, as loaded last
         self._loaded_whole_at = float("-inf")
         self._seen_at = time.monotonic()
         self._down_since: dt.datetime | None = None
@@ -123,9 +114,9 @@ class Dashboard(ipywidgets.VBox):
 
         self.symbol.observe(self._symbol_chosen, "value")
         self.board.observe(lambda change: self._choose(change["new"]), "selected")
-        self.width.observe(lambda _: self._wake.set(), "value")
+        self.width.observe(lambda _: self._load_now(), "value")
         self.pause.observe(self._pause_toggled, "value")
-        self.strip.on_msg(lambda *_: self._page_seen())
+        self.strip.on_msg(lambda _, content, __: self._page_said(content))
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -151,6 +142,7 @@ class Dashboard(ipywidgets.VBox):
             return
         self._task.cancel()
         self._task = None
+        self._stop_listening()
         self._show_aged(True)
         now = _now()
         self.strip.set_trait("clock", 0)
@@ -162,11 +154,15 @@ class Dashboard(ipywidgets.VBox):
         return self._task is not None and not self._task.done()
 
     async def refresh(self) -> None:
-        """Load once and show it. What fails is said in words, never raised."""
-        symbol, width = self.symbol.value, self.width.value
-        whole = self.chart.shown != (symbol, width) or time.monotonic() - self._loaded_whole_at > WHOLE_EVERY_SECONDS
+        """Load all once and show it. What fails is said in words, never raised."""
+        await self._refresh(news=False)
+
+    async def _refresh(self, *, news: bool) -> None:
+        """Load and show: everything, or with `news` only what a commit changes."""
+        ask = self._ask(news)
+        self._news = self._news and ask.held and not self.pause.value  # what is committed from now on is told of anew
         asked_at = time.monotonic()
-        loading = asyncio.ensure_future(asyncio.to_thread(self._load, symbol, width, whole, self.pause.value))
+        loading = asyncio.ensure_future(asyncio.to_thread(self._loader.load, ask))
         try:
             while not (await asyncio.wait({loading}, timeout=self.refresh_seconds))[0]:
                 self._tick(waiting=time.monotonic() - asked_at)
@@ -174,57 +170,150 @@ class Dashboard(ipywidgets.VBox):
         except Exception as error:
             log.exception("the dashboard could not show what it loaded")
             self._show_fault(error)
-        self._tick()
+        if not news:
+            self._tick()
+
+    def _ask(self, news: bool) -> Ask:
+        symbol, width = self.symbol.value, self.width.value
+        is_other = self.chart.shown != (symbol, width)
+        whole = is_other or time.monotonic() - self._loaded_whole_at > WHOLE_EVERY_SECONDS
+        return Ask(symbol, width, whole, news and not whole, self.pause.value or not self._is_page_ready(), is_other)
 
     async def _run(self) -> None:
+        poll_at = float("-inf")
         while True:
-            started = time.monotonic()
             self._wake.clear()
-            if self.idle_seconds is None or started - self._seen_at < self.idle_seconds:
-                await self.refresh()
-                rest: float | None = max(0.0, self.refresh_seconds - (time.monotonic() - started))
-            else:
-                rest = None  # until a page looks
-            try:
-                await asyncio.wait_for(self._wake.wait(), rest)
-            except TimeoutError:
+            now = time.monotonic()
+            if self.idle_seconds is not None and now - self._seen_at >= self.idle_seconds:
+                # Until a page looks.
+                self._stop_listening()
+                self._forget()
+                await self._wake.wait()
+                poll_at = float("-inf")
                 continue
+            self._keep_listening()
+            is_due, self._is_asked = self._is_asked or now >= poll_at, False
+            if is_due:
+                poll_at = now + self.refresh_seconds
+            if is_due or self._news:
+                await self._refresh(news=not is_due)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), max(0.0, poll_at - time.monotonic()))
 
-    def _load(self, symbol: str | None, width: str, whole: bool, paused: bool) -> _Picture:
-        """Return what is to be shown; runs in a thread and touches no widget."""
-        picture = _Picture(symbol, width, whole)
+    # commits, told of by PostgreSQL
+
+    def _keep_listening(self) -> None:
+        if self._commits is not None and (self._listening is None or self._listening.done()):
+            self._listening = asyncio.get_running_loop().create_task(self._listen(self._commits), name="dashboard commits")
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            self._listening = None
+
+    async def _listen(self, commits: Commits) -> None:
+        """Be told of commits until the connection is lost; the next poll connects again. Polling goes on in any case."""
+        loop = asyncio.get_running_loop()
+        connecting = asyncio.ensure_future(asyncio.to_thread(commits.connect))
         try:
-            picture = picture._replace(stages=self._load_stages(), gaps=gap_rows(self._load_gaps()) if self._load_gaps else None)
-            if paused and not (whole and symbol and self.chart.shown != (symbol, width)):
-                return picture
-            if not paused:
-                picture = picture._replace(prices=price_rows(self._load_prices()))
-            if symbol:
-                bars = self._load_bars(symbol, width, limit=MOST_BARS if whole else TAIL_BARS)
-                picture = picture._replace(bars=bar_rows(bars))
-        except Exception as error:
-            if not isinstance(error, UnavailableError):
-                log.exception("the dashboard could not load")
-            return picture._replace(fault=error)
-        return picture
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            connecting.add_done_callback(lambda done: None if done.exception() else commits.close())
+            raise
+        except PipelineError as error:
+            log.debug("the dashboard polls: %s", error)
+            return
+        lost: asyncio.Future[PipelineError] = loop.create_future()
+        socket = commits.fileno()
+        try:
+            loop.add_reader(socket, self._hear, commits, lost)
+            log.debug("the dashboard polls: %s", await lost)
+        except NotImplementedError:
+            log.debug("the dashboard polls: this event loop watches no sockets")
+            await loop.create_future()
+        finally:
+            with contextlib.suppress(NotImplementedError):
+                loop.remove_reader(socket)
+            commits.close()
 
-    def _show(self, picture: _Picture) -> None:
+    def _hear(self, commits: Commits, lost: asyncio.Future[PipelineError]) -> None:
+        try:
+            heard = commits.hear()
+        except PipelineError as error:
+            if not lost.done():
+                lost.set_result(error)
+            return
+        if heard and not self.pause.value:
+            self._times.hear(heard, now_ms())
+            self._news = True
+            if self._sent_stamp == self._drawn_stamp:
+                self._wake.set()
+
+    # the page, which says when it has drawn a picture: until then the next one waits, and is then the latest
+
+    def _is_page_ready(self) -> bool:
+        """Return whether a picture may be sent: the last one is drawn, or there is no page that would say so."""
+        if self._sent_stamp == self._drawn_stamp or not self._does_page_speak:
+            return True
+        if time.monotonic() - self._sent_at > PAGE_PATIENCE_SECONDS:
+            self._does_page_speak = False
+            self._times.forget()
+            return True
+        return False
+
+    def _page_said(self, content: dict[str, Any]) -> None:
+        self._page_seen()
+        if content.get("kind") != "drawn" or content.get("stamp") != self._sent_stamp:
+            return
+        self._does_page_speak, self._drawn_stamp = True, self._sent_stamp
+        if content.get("seen"):
+            self._times.draw(self._sent_stamp, now_ms())
+        else:
+            self._times.forget()
+        if self._news:
+            self._wake.set()
+
+    def _stamp(self, picture: Picture) -> None:
+        """Send the page a number that it says back when it has drawn what was sent before."""
+        if picture.newest is None:
+            return
+        self._sent_stamp += 1
+        self._sent_at = time.monotonic()
+        self._times.send(self._sent_stamp, picture.commits or (), picture.asked_at, picture.loaded_at)
+        self.strip.shown = {"stamp": self._sent_stamp, "run": picture.newest.run_id, "batch": picture.newest.batch_id}
+
+    def _forget(self) -> None:
+        """Count no commit that nobody could have seen in time."""
+        self._loader.forget()
+        self._times.forget()
+
+    # what is shown
+
+    def _show(self, picture: Picture) -> None:
         now = _now()
         if picture.stages is not None:
             self.strip.stages = stage_rows(picture.stages, now)
             self.strip.banner = banner_of(self.strip.stages)
         if picture.gaps is not None:
             self.board.gaps = picture.gaps
+        if picture.budget is not None and picture.delays is not None:
+            self._up_to_table = picture.budget, picture.delays
+        if self._up_to_table is not None and not picture.ask.news:
+            self.strip.latency = latency_of(*self._up_to_table, self._times.drawn(now_ms()), now)
         # What was asked for before the pause and comes after it is left out, too.
-        held = self.pause.value
+        held, ask = self.pause.value, picture.ask
         if picture.prices is not None and not held:
             self.board.rows = picture.prices
             self._offer_symbols([row["symbol"] for row in picture.prices])
-        if picture.bars is not None and picture.symbol is not None and not (held and self.chart.shown == (picture.symbol, picture.width)):
-            self._show_bars(picture.symbol, picture.width, picture.bars, picture.whole)
+        if picture.last_prices is not None and not held:
+            self.board.rows = with_last_prices(self.board.rows, picture.last_prices)
+        if picture.bars is not None and ask.symbol is not None and not (held and self.chart.shown == (ask.symbol, ask.width)):
+            self._show_bars(ask.symbol, ask.width, picture.bars, ask.whole)
         if picture.fault is not None:
             self._show_fault(picture.fault)
             return
+        if not held and not ask.held:
+            self._stamp(picture)
         self._good_at, self._down_since = now, None
         self._show_aged(False)
         self.strip.notice = self._pause_notice(now)
@@ -288,6 +377,10 @@ class Dashboard(ipywidgets.VBox):
 
     def _symbol_chosen(self, change: dict[str, Any]) -> None:
         self.board.selected = change["new"] or ""
+        self._load_now()
+
+    def _load_now(self) -> None:
+        self._is_asked = True
         self._wake.set()
 
     def _pause_toggled(self, change: dict[str, Any]) -> None:
@@ -295,7 +388,8 @@ class Dashboard(ipywidgets.VBox):
         now = _now()
         self._paused_since = now if change["new"] else None
         self.strip.notice = self._pause_notice(now)
-        self._wake.set()
+        self._forget()
+        self._load_now()
 
     def _pause_notice(self, now: dt.datetime) -> dict[str, str]:
         if self._paused_since is None:

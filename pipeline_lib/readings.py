@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import pandas as pd
 from psycopg2 import extensions, sql
 
+from pipeline_lib.commits import CommitWatch
 from pipeline_lib.database import Database
 from pipeline_lib.errors import SchemaError, SettingsError
-from pipeline_lib.records import EPOCH, from_ms
+from pipeline_lib.records import EPOCH, Commit, from_ms
 
 # The feed speaks of every symbol within a few seconds. After this silence its word is no longer taken.
 FRESHNESS_HOLDS_SECONDS = 15
@@ -142,6 +143,21 @@ class Readings(Database):
             {"seconds": FRESHNESS_HOLDS_SECONDS},
         )
 
+    def load_last_prices(self) -> pd.DataFrame:
+        """Return one row a symbol, of its last bar: symbol, price, event_time, receipt_time, updated_at.
+
+        What of load_prices changes with every tick, and costs the same however many bars there are.
+        """
+        return self._frame(
+            "select s.symbol, last.close as price, last.last_event_time as event_time, last.last_receipt_time as receipt_time,"
+            " last.updated_at from symbols s cross join lateral (select * from stock_aggregates a where a.symbol = s.symbol"
+            " order by a.window_start desc limit 1) last order by 1"
+        )
+
+    def watch_commits(self) -> CommitWatch:
+        """Return what tells of each commit, on a connection of its own; not connected yet."""
+        return CommitWatch(self)
+
     def load_freshness(self) -> pd.DataFrame:
         """Return how fresh each symbol of a live feed is: symbol, state, since, event_time, receipt_time, opens_at, updated_at."""
         return self._frame(f"{_FRESHNESS_NOW} order by symbol", {"seconds": FRESHNESS_HOLDS_SECONDS})
@@ -170,6 +186,33 @@ class Readings(Database):
         return self._frame(
             "select * from (select * from query_progress order by committed_at desc limit %s) p order by committed_at", (limit,)
         )
+
+    def load_budget(self) -> pd.DataFrame:
+        """Return where the time goes from a tick's first sight to the table, a row a part: the columns of latency_budget.
+
+        Of the minute up to the last micro-batch: stage, part, is_on_way, mean_ms, most_ms; NaN where it is not known.
+        """
+        return self._frame("select stage, part, is_on_way, mean_ms, most_ms from latency_budget order by place")
+
+    def load_delays(self) -> pd.DataFrame:
+        """Return one row, how long the ticks of that minute took to the table: the columns of tick_to_table.
+
+        p50_ms and p99_ms take the ticks of a batch to be spread evenly between its first and its last; the others are exact.
+        """
+        return self._frame("select * from tick_to_table")
+
+    def load_commits(self, since: float | None = None) -> list[Commit]:
+        """Return the micro-batches committed after `since`, epoch milliseconds, in order; by default the last one alone."""
+        with self._transaction(read_only=True) as cursor:
+            cursor.execute(
+                "select run_id, batch_id, (extract(epoch from committed_at) * 1000)::double precision, input_rows - dead_letters,"
+                " (extract(epoch from first_receipt_time) * 1000)::double precision,"
+                " (extract(epoch from max_receipt_time) * 1000)::double precision from query_progress"
+                " where committed_at > coalesce(%(since)s, (select max(committed_at) - interval '1 microsecond' from query_progress))"
+                " order by committed_at",
+                {"since": None if since is None else from_ms(since)},
+            )
+            return [Commit(*row) for row in cursor.fetchall()]
 
     def load_dead_letters(self, limit: int = 100) -> pd.DataFrame:
         """Return the last `limit` dead letters: the columns of dead_letters, newest first."""

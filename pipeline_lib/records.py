@@ -237,7 +237,7 @@ def tick_from_trade(trade: Any, *, id: str, receipt_time: int) -> Tick:
 EPOCH = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
 
 
-def from_ms(milliseconds: int) -> dt.datetime:
+def from_ms(milliseconds: float) -> dt.datetime:
     """Return the UTC time of epoch milliseconds, exactly."""
     return EPOCH + dt.timedelta(milliseconds=milliseconds)
 
@@ -308,6 +308,32 @@ class PartitionCount(NamedTuple):
     dead: int
 
 
+class Stamps(NamedTuple):
+    """When the good ticks of a micro-batch were first seen, and when the broker took them: the earliest and the mean.
+
+    Epoch milliseconds.
+    """
+
+    first_receipt_time: float
+    mean_receipt_time: float
+    first_broker_time: float
+    mean_broker_time: float
+
+
+class Commit(NamedTuple):
+    """A micro-batch that is in the tables: when, by PostgreSQL's clock, and the receipt times of its ticks.
+
+    Epoch milliseconds; receipt times are None where it had no good tick.
+    """
+
+    run_id: str
+    batch_id: int
+    committed_at: float
+    ticks: int
+    first_receipt_time: float | None
+    last_receipt_time: float | None
+
+
 class OffsetGap(NamedTuple):
     """Offsets of a partition, up to and not including ``to_offset``, that retention removed before they were read."""
 
@@ -320,7 +346,8 @@ class Batch(NamedTuple):
     """All that one micro-batch commits, in one transaction.
 
     ``filtered_by`` are the next offsets whose predecessors were left out before the aggregation. ``dead_letters`` is read
-    once, while the transaction is open. ``previous_progress`` is Spark's own progress, as JSON, of the batch before.
+    once, while the transaction is open. ``previous_progress`` is Spark's own progress, as JSON, of the batch before. ``stamps``
+    is None where it has no good tick.
     """
 
     run_id: str
@@ -332,6 +359,7 @@ class Batch(NamedTuple):
     dead_letters: Iterable[DeadLetter]
     aggregate_ms: int
     previous_progress: str | None = None
+    stamps: Stamps | None = None
 
 
 FreshnessState = Literal["LIVE", "DELAYED", "STALE", "CLOSED", "NO DATA"]

@@ -36,6 +36,9 @@ VIEWS = (
     "volatility",
     "latest_prices",
     "top_movers",
+    "recent_batches",
+    "latency_budget",
+    "tick_to_table",
 )
 
 # What a rebuild keeps: the topic says nothing of it.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -19,13 +20,12 @@ from psycopg2.extras import execute_values
 from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from pipeline_lib import pg_faults, retention, schema
+from pipeline_lib.commits import NOTIFY_CHANNEL
 from pipeline_lib.config import masked_url
 from pipeline_lib.errors import AlreadyRunningError, OffsetsMovedError, SchemaError, TopicError
 from pipeline_lib.merge import MERGE, merge_bars
 from pipeline_lib.readings import Readings
 from pipeline_lib.records import EPOCH, Batch, DeadLetter, FeedStatus, Gap, OffsetGap, PartialBar, SymbolFreshness, from_ms
-
-NOTIFY_CHANNEL = "stock_pipeline"
 
 # A number that no other program is likely to choose.
 STREAM_LOCK = 7_220_413
@@ -57,6 +57,7 @@ class Store(Readings):
         self._writer_patience: float | None = None  # of the only stream; None where this store is not the stream's
         self._shape: str | None = None  # of the tables, when they were last compared
         self._prune_at = 0.0
+        self._flushed: tuple[str, int, float] | None = None  # run, batch and milliseconds of the last commit itself
 
     # the schema
 
@@ -243,37 +244,18 @@ class Store(Readings):
             watermark = _advance_watermark(cursor, bars, watermark_delay_ms)
             rows = sum(count.good for count in batch.counts) + dead
             commit_ms = round((time.monotonic() - began) * 1000)
-            if batch.previous_progress is not None:
-                cursor.execute(
-                    "update query_progress set spark_progress = %s where run_id = %s and batch_id = %s",
-                    (batch.previous_progress, batch.run_id, batch.batch_id - 1),
-                )
-            cursor.execute(
-                "insert into query_progress (run_id, batch_id, started_at, committed_at, input_rows, dead_letters, bars, late_ticks,"
-                " max_event_time, max_receipt_time, watermark, aggregate_ms, commit_ms)"
-                " values (%s, %s, %s, clock_timestamp(), %s, %s, %s, %s, %s, %s, %s, %s, %s)",
-                (
-                    batch.run_id,
-                    batch.batch_id,
-                    batch.started_at,
-                    rows,
-                    dead,
-                    len(bars),
-                    late,
-                    from_ms(max(bar.last_event_time for bar in bars)) if bars else None,
-                    from_ms(max(bar.last_receipt_time for bar in bars)) if bars else None,
-                    watermark,
-                    batch.aggregate_ms,
-                    commit_ms,
-                ),
-            )
+            result = CommitResult(rows, dead, len(bars), late, commit_ms, {count.partition: count.next_offset for count in batch.counts})
+            self._finish_progress(cursor, batch.run_id, batch.batch_id - 1, batch.previous_progress)
+            committed_at = time.monotonic()
+            _append_progress(cursor, batch, result, watermark)
             cursor.execute(sql.SQL("notify {}, {}").format(sql.Identifier(NOTIFY_CHANNEL), sql.Literal(str(batch.batch_id))))
             # Last of all: by now every table that was written to is held, and nobody alters it before the commit.
             shape = schema.read_shape(cursor)
             if shape != self._shape:
                 schema.check_tables(cursor)
                 self._shape = shape
-        return CommitResult(rows, dead, len(bars), late, commit_ms, {count.partition: count.next_offset for count in batch.counts})
+        self._flushed = batch.run_id, batch.batch_id, (time.monotonic() - committed_at) * 1000
+        return result
 
     def _prune_now_and_then(self) -> None:
         """Delete what is kept no longer, once in a while. In front of a batch, which is read again if this fails."""
@@ -337,8 +319,15 @@ class Store(Readings):
     def finish_progress(self, run_id: str, batch_id: int, spark_progress: str) -> None:
         """Add Spark's own account of a batch that no later batch follows."""
         with self._transaction() as cursor:
+            self._finish_progress(cursor, run_id, batch_id, spark_progress)
+
+    def _finish_progress(self, cursor: Any, run_id: str, batch_id: int, spark_progress: str | None) -> None:
+        """Add to the progress of a batch what is known of it only afterwards."""
+        flush_ms = self._flushed[2] if self._flushed is not None and self._flushed[:2] == (run_id, batch_id) else None
+        if spark_progress is not None or flush_ms is not None:
             cursor.execute(
-                "update query_progress set spark_progress = %s where run_id = %s and batch_id = %s", (spark_progress, run_id, batch_id)
+                "update query_progress set spark_progress = %s, flush_ms = %s where run_id = %s and batch_id = %s",
+                (spark_progress, flush_ms, run_id, batch_id),
             )
 
 
@@ -368,6 +357,35 @@ def _merge_into(cursor: Any, bars: list[PartialBar], watermark: dt.datetime | No
         )
     execute_values(cursor, MERGE, rows, page_size=ROWS_A_STATEMENT)
     return late_ticks
+
+
+def _append_progress(cursor: Any, batch: Batch, result: CommitResult, watermark: dt.datetime | None) -> None:
+    bars, stamps = batch.bars, batch.stamps
+    execute_values(
+        cursor,
+        "insert into query_progress (run_id, batch_id, started_at, input_rows, dead_letters, bars, late_ticks, max_event_time,"
+        " max_receipt_time, watermark, aggregate_ms, commit_ms, offsets, first_receipt_time, mean_receipt_time, first_broker_time,"
+        " mean_broker_time, committed_at) values %s",
+        [
+            (
+                batch.run_id,
+                batch.batch_id,
+                batch.started_at,
+                result.input_rows,
+                result.dead_letters,
+                result.bars,
+                result.late_ticks,
+                from_ms(max(bar.last_event_time for bar in bars)) if bars else None,
+                from_ms(max(bar.last_receipt_time for bar in bars)) if bars else None,
+                watermark,
+                batch.aggregate_ms,
+                result.commit_ms,
+                json.dumps({count.partition: [count.first_offset, count.next_offset] for count in batch.counts}),
+                *(map(from_ms, stamps) if stamps is not None else [None] * 4),
+            )
+        ],
+        template=f"({', '.join(['%s'] * 17)}, clock_timestamp())",
+    )
 
 
 def _keep_letters(cursor: Any, topic: str, letters: Iterable[DeadLetter]) -> int:

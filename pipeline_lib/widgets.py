@@ -17,6 +17,7 @@ import traitlets
 
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import InstallError
+from pipeline_lib.screen import Drawn, screen_parts, tick_to_screen
 
 NEW_YORK = ZoneInfo("America/New_York")
 STATIC = Path(__file__).parent / "static"
@@ -83,6 +84,49 @@ def price_rows(prices: pd.DataFrame) -> list[dict[str, Any]]:
         }
         for row in prices.to_dict("records")
     ]
+
+
+def with_last_prices(rows: list[dict[str, Any]], last: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the rows of the board with the last prices, and the change since what it was reckoned from before.
+
+    A symbol that has no row yet is left out: what more there is to say of it comes with the next poll.
+    """
+    latest = {row["symbol"]: row for row in last}
+    return [_with_last_price(row, latest[row["symbol"]]) if row["symbol"] in latest else row for row in rows]
+
+
+def _with_last_price(row: dict[str, Any], last: dict[str, Any]) -> dict[str, Any]:
+    new = {**row, **{name: last[name] for name in ("price", "event_time", "receipt_time", "updated_at")}}
+    if row["price"] is not None and row["change"] is not None and new["price"] is not None:
+        base = row["price"] - row["change"]
+        new["change"] = new["price"] - base
+        new["change_pct"] = 100 * new["change"] / base if base else None
+    return new
+
+
+def latency_of(budget: pd.DataFrame, delays: pd.DataFrame, drawn: list[Drawn], now: dt.datetime) -> dict[str, Any]:
+    """Return how long ticks took to the table and to the screen in the last minute, and part by part; nothing if none came.
+
+    ``table`` and ``screen`` have the median and the 99th percentile, p50 and p99; ``parts`` a dict each with its stage, the
+    mean and the most. Milliseconds.
+    """
+    until = delays["until"].iloc[0]
+    if pd.isna(until) or pd.isna(delays["p50_ms"].iloc[0]) or now - until > dt.timedelta(minutes=1):
+        return {}
+    parts = [
+        {"stage": str(row["stage"]), "part": str(row["part"]), "mean": float(row["mean_ms"]), "most": float(row["most_ms"])}
+        for row in budget.to_dict("records")
+        if row["is_on_way"] and not pd.isna(row["mean_ms"])
+    ]
+    flush = next((part["mean"] for part in parts if part["part"] == "commit"), 0.0)
+    on_screen = [{"stage": "screen", **part} for part in screen_parts(drawn)]
+    for part in on_screen[:1]:
+        part["mean"] = max(0.0, part["mean"] - flush)  # it is counted from within the transaction
+    return {
+        "table": {name: float(delays[f"{name}_ms"].iloc[0]) for name in ("p50", "p99")},
+        "screen": tick_to_screen(drawn),
+        "parts": parts + on_screen,
+    }
 
 
 def gap_rows(gaps: pd.DataFrame) -> list[dict[str, Any]]:
@@ -192,10 +236,15 @@ class Board(anywidget.AnyWidget):
 
 
 class Strip(anywidget.AnyWidget):
-    """The state of the stages, where the data come from, and what is wrong. Tells when somebody looks at it."""
+    """The state of the stages, where the data come from, what is wrong, and how long a tick takes.
+
+    Tells when somebody looks at it, and when the page has drawn what was sent before ``shown``.
+    """
 
     _esm = bundled("strip.js")
     stages: traitlets.List[dict[str, Any]] = traitlets.List().tag(sync=True)
     banner: traitlets.Dict[str, str] = traitlets.Dict().tag(sync=True)
     notice: traitlets.Dict[str, str] = traitlets.Dict().tag(sync=True)
+    latency: traitlets.Dict[str, Any] = traitlets.Dict().tag(sync=True)
+    shown: traitlets.Dict[str, Any] = traitlets.Dict().tag(sync=True)
     clock = traitlets.Int(0).tag(sync=True)

@@ -1,5 +1,6 @@
 // The head of the dashboard: where the data come from, how each stage does and since when, and what is wrong, in words.
 import { element, keepDrawing, kernelClock, setText } from "./page.js";
+import { makeLatency } from "./latency.js";
 import * as words from "./words.js";
 
 const ALIVE_MS = 5_000; // how often the page tells the kernel that it is looked at
@@ -39,6 +40,37 @@ function tellAlive(model) {
   };
 }
 
+/** Runs `then` when what was set before this call has been painted. */
+function afterPaint(then) {
+  requestAnimationFrame(() => {
+    const channel = new MessageChannel();
+    channel.port1.onmessage = () => {
+      channel.port1.close();
+      then();
+    };
+    channel.port2.postMessage(null);
+  });
+}
+
+/** Tells the kernel when the picture that `shown` ends is painted. A hidden page paints nothing, and says so when it is seen again. */
+function tellDrawn(model, el) {
+  const say = (seen) => {
+    const { stamp, run, batch } = model.get("shown");
+    if (stamp === undefined) return;
+    [el.dataset.run, el.dataset.batch] = [run, batch];
+    model.send({ kind: "drawn", stamp, seen });
+  };
+  const tell = () => document.visibilityState === "visible" && afterPaint(() => say(true));
+  const see = () => document.visibilityState === "visible" && say(false);
+  model.on("change:shown", tell);
+  document.addEventListener("visibilitychange", see);
+  see(); // it has been painted for some time, or for another page
+  return () => {
+    model.off("change:shown", tell);
+    document.removeEventListener("visibilitychange", see);
+  };
+}
+
 function render({ model, el }) {
   el.classList.add("sp-root", "sp-strip");
   const head = element("div", "sp-head");
@@ -46,7 +78,8 @@ function render({ model, el }) {
   title.setAttribute("role", "heading");
   title.setAttribute("aria-level", "1");
   const time = element("div", "sp-clock");
-  head.append(title, time);
+  const latency = makeLatency();
+  head.append(title, latency.root, time);
   const banner = element("div", "sp-banner");
   const bannerTitle = element("strong");
   const bannerText = element("span");
@@ -74,6 +107,7 @@ function render({ model, el }) {
     banner.hidden = !what;
     setText(bannerTitle, what ?? "");
     setText(bannerText, text ?? "");
+    latency.show(model.get("latency"));
     const silent = model.get("clock") && clock.silentFor() > SILENT_MS;
     const said = model.get("notice");
     const problem = silent ? `This page's kernel has not answered since ${words.clock(clock.heardAt())}: what you see is from then.` : (said.text ?? "");
@@ -92,11 +126,14 @@ function render({ model, el }) {
     });
     if (wanted.length !== stages.children.length || wanted.some((card, i) => card !== stages.children[i])) stages.replaceChildren(...wanted);
   };
-  const stopDrawing = keepDrawing(model, ["stages", "banner", "notice", "clock"], draw);
+  const stopDrawing = keepDrawing(model, ["stages", "banner", "notice", "latency", "clock"], draw);
   const stopTelling = tellAlive(model);
+  const stopTellingDrawn = tellDrawn(model, el);
   return () => {
     stopDrawing();
     stopTelling();
+    stopTellingDrawn();
+    latency.stop();
     clock.stop();
   };
 }

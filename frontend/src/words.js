@@ -66,3 +66,6 @@ export function age(ms) {
   if (seconds < 172800) return `${Math.floor(seconds / 3600)} h`;
   return `${Math.floor(seconds / 86400)} d`;
 }
+
+/** How long something took: "8 ms", "1,240 ms", "12.4 s". */
+export const took = (ms) => (Math.abs(ms) < 10_000 ? `${Math.round(ms).toLocaleString("en-US")} ms` : `${(ms / 1000).toFixed(1)} s`);

@@ -180,3 +180,101 @@ cross join lateral (
     order by a.window_start desc limit 1
 ) before
 order by abs(l.close / before.close - 1) desc;
+
+-- The micro-batches of the minute up to the last one, and how many milliseconds each part of them took. Null is what is not
+-- known: Spark's parts and the flush are written with the next batch. Times are of several clocks: the feed's, the broker's,
+-- the stream's and PostgreSQL's; where these are machines of their own, how far their clocks are apart is in here too.
+create view recent_batches as
+with known as (
+    select
+        p.run_id, p.batch_id, p.started_at, p.committed_at, p.aggregate_ms, p.commit_ms, p.flush_ms, p.max_event_time,
+        p.first_receipt_time, p.mean_receipt_time, p.max_receipt_time, p.first_broker_time, p.mean_broker_time,
+        p.input_rows - p.dead_letters as ticks,
+        p.committed_at + coalesce(p.flush_ms, 0) * interval '1 millisecond' as visible_at,
+        (p.spark_progress ->> 'timestamp')::timestamptz as triggered_at,
+        p.spark_progress -> 'durationMs' as took,
+        exists (select from symbol_freshness) as is_live
+    from query_progress p
+    where p.committed_at > (select max(committed_at) from query_progress) - interval '1 minute' and p.input_rows > p.dead_letters
+)
+select
+    k.run_id, k.batch_id, k.committed_at, k.visible_at, k.ticks,
+    -- from its receipt to the table: of the mean tick, of the one that was seen first, of the one that was seen last
+    (extract(epoch from k.visible_at - k.mean_receipt_time) * 1000)::double precision as mean_delay_ms,
+    (extract(epoch from k.visible_at - k.first_receipt_time) * 1000)::double precision as longest_delay_ms,
+    (extract(epoch from k.visible_at - k.max_receipt_time) * 1000)::double precision as shortest_delay_ms,
+    -- and part by part
+    case when k.is_live then (extract(epoch from k.max_receipt_time - k.max_event_time) * 1000)::double precision end as source_ms,
+    (extract(epoch from k.mean_broker_time - k.mean_receipt_time) * 1000)::double precision as producer_ms,
+    (extract(epoch from k.first_broker_time - k.first_receipt_time) * 1000)::double precision as first_producer_ms,
+    (extract(epoch from k.triggered_at - k.mean_broker_time) * 1000)::double precision as wait_ms,
+    (extract(epoch from k.triggered_at - k.first_broker_time) * 1000)::double precision as first_wait_ms,
+    (k.took ->> 'latestOffset')::double precision as latest_offset_ms,
+    (k.took ->> 'walCommit')::double precision as wal_commit_ms,
+    (k.took ->> 'queryPlanning')::double precision as query_planning_ms,
+    (k.took ->> 'getBatch')::double precision as get_batch_ms,
+    (extract(epoch from k.started_at - k.triggered_at) * 1000)::double precision as until_called_ms,
+    k.aggregate_ms::double precision as aggregate_ms,
+    (extract(epoch from k.committed_at - k.started_at) * 1000)::double precision - k.aggregate_ms - k.commit_ms as check_ms,
+    k.commit_ms::double precision as merge_ms,
+    k.flush_ms,
+    (k.took ->> 'commitOffsets')::double precision as commit_offsets_ms
+from known k;
+
+-- Where the time goes from a tick's first sight to the table, a row a part in the order of the data: of the mean tick, and the
+-- most that a batch took (of waits, its first tick). What is on the way adds up to the mean of tick_to_table.
+create view latency_budget as
+select
+    part.place, part.stage, part.part, part.is_on_way,
+    sum(part.mean_ms * b.ticks) / sum(b.ticks) filter (where part.mean_ms is not null) as mean_ms,
+    max(part.most_ms) as most_ms
+from recent_batches b
+cross join lateral (
+    values
+    (1, 'feed', 'exchange to receipt', false, b.source_ms, b.source_ms),
+    (2, 'feed', 'receipt to broker', true, b.producer_ms, b.first_producer_ms),
+    (3, 'kafka', 'wait for the batch', true, b.wait_ms, b.first_wait_ms),
+    (4, 'spark', 'latestOffset', true, b.latest_offset_ms, b.latest_offset_ms),
+    (5, 'spark', 'walCommit', true, b.wal_commit_ms, b.wal_commit_ms),
+    (6, 'spark', 'queryPlanning', true, b.query_planning_ms, b.query_planning_ms),
+    (7, 'spark', 'getBatch', true, b.get_batch_ms, b.get_batch_ms),
+    (
+        8, 'spark', 'call of the sink', true,
+        b.until_called_ms - b.latest_offset_ms - b.wal_commit_ms - b.query_planning_ms - b.get_batch_ms,
+        b.until_called_ms - b.latest_offset_ms - b.wal_commit_ms - b.query_planning_ms - b.get_batch_ms
+    ),
+    (9, 'spark', 'read, parse, aggregate', true, b.aggregate_ms, b.aggregate_ms),
+    (10, 'spark', 'check of the topic', true, b.check_ms, b.check_ms),
+    (11, 'postgres', 'merge', true, b.merge_ms, b.merge_ms),
+    (12, 'postgres', 'commit', true, b.flush_ms, b.flush_ms),
+    (13, 'spark', 'commitOffsets', false, b.commit_offsets_ms, b.commit_offsets_ms)
+) part (place, stage, part, is_on_way, mean_ms, most_ms)
+group by part.place, part.stage, part.part, part.is_on_way
+order by part.place;
+
+-- How long the ticks of the same minute took from their first sight to the table. The mean, the shortest and the longest are
+-- exact. Median and 99th percentile are not: of a batch only its first, mean and last tick are known, and the others are taken
+-- to be spread evenly between the first and the last.
+create view tick_to_table as
+with points as (
+    select
+        b.ticks / 20.0 as ticks,
+        b.shortest_delay_ms + (b.longest_delay_ms - b.shortest_delay_ms) * (n + 0.5) / 20 as delay_ms
+    from recent_batches b
+    cross join generate_series(0, 19) n
+    where b.longest_delay_ms is not null
+),
+ranked as (
+    select delay_ms, sum(ticks) over (order by delay_ms) / sum(ticks) over () as share from points
+)
+select
+    min(b.committed_at) as since,
+    max(b.committed_at) as until,
+    count(*) as batches,
+    coalesce(sum(b.ticks), 0)::bigint as ticks,
+    sum(b.mean_delay_ms * b.ticks) / sum(b.ticks) filter (where b.mean_delay_ms is not null) as mean_ms,
+    (select min(delay_ms) from ranked where share >= 0.5) as p50_ms,
+    (select min(delay_ms) from ranked where share >= 0.99) as p99_ms,
+    min(b.shortest_delay_ms) as shortest_ms,
+    max(b.longest_delay_ms) as longest_ms
+from recent_batches b;

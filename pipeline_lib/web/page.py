@@ -25,6 +25,7 @@ def open_dashboard() -> Dashboard:
         load_prices=store.load_prices,
         load_stages=store.load_stages,
         load_gaps=store.load_gaps,
+        commits=store.watch_commits(),
         symbols=settings.symbols,
         window=settings.window,
         idle_seconds=IDLE_SECONDS,

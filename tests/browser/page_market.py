@@ -7,7 +7,7 @@ import random
 import threading
 import time
 
-from pipeline_lib.records import Batch, PartialBar, PartitionCount
+from pipeline_lib.records import Batch, PartialBar, PartitionCount, Stamps
 from pipeline_lib.store import Store
 
 WINDOW_MS = 10_000
@@ -109,7 +109,7 @@ class Market:
 
     def _commit(self, bars: list[PartialBar]) -> None:
         stored = self._store.load_offsets()
-        first = stored.get(0, 0)
+        first, now = stored.get(0, 0), max(bar.last_receipt_time for bar in bars)
         batch = Batch(
             run_id=self._run_id,
             batch_id=self._offset,
@@ -119,5 +119,6 @@ class Market:
             counts=[PartitionCount(0, first, first + len(bars), len(bars), 0)],
             dead_letters=[],
             aggregate_ms=1,
+            stamps=Stamps(now - 300, now - 150, now - 200, now - 50),
         )
         self._store.commit_batch(batch, WINDOW_MS)

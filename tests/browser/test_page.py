@@ -90,6 +90,26 @@ def test_pause_holds_the_picture_and_says_so(page: Page) -> None:
     page.wait_for_function(f"(before) => {BOARD_PRICES} !== before", arg=prices)
 
 
+def test_how_long_a_tick_takes_stands_on_the_page_and_on_demand_where_the_time_goes(page: Page) -> None:
+    latency = page.locator(".sp-latency")
+    expect(latency.locator(".sp-to-table")).to_contain_text(re.compile(r"tick to table [\d,.]+ m?s / [\d,.]+ m?s"))
+    expect(latency.locator(".sp-to-screen")).to_contain_text(re.compile(r"to screen [\d,.]+ m?s / [\d,.]+ m?s"))
+    expect(latency.locator("tbody")).to_be_hidden()
+    latency.locator("summary").click()
+    expect(latency.locator("tbody tr[data-stage=postgres]").first).to_contain_text("merge")
+    expect(latency.locator("tbody tr[data-stage=screen]")).to_have_count(4)
+    page.click(".sp-title")
+    expect(latency.locator("tbody")).to_be_hidden()
+
+
+def test_every_commit_is_drawn_by_a_page_that_keeps_up(page: Page, served: Served) -> None:
+    assert served.settings.database_url is not None
+    store = Store(served.settings.database_url.get_secret_value(), served.settings.kafka_topic)
+    (commit,) = store.load_commits()
+    page.wait_for_function("(batch) => Number(document.querySelector('.sp-strip').dataset.batch) > batch", arg=commit.batch_id)
+    store.close()
+
+
 def test_a_simulated_market_cannot_be_taken_for_a_real_one(page: Page) -> None:
     banner = page.locator(".sp-banner")
     expect(banner).to_be_visible()

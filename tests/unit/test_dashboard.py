@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
+import socket
+import time
 from collections.abc import Callable, Iterator
 
 import pandas as pd
@@ -11,7 +13,8 @@ import pytest
 
 from pipeline_lib.dashboard import Dashboard
 from pipeline_lib.errors import UnavailableError
-from pipeline_lib.widgets import LONGEST_TAIL, Chart, banner_of, bar_rows, stage_rows
+from pipeline_lib.records import Commit
+from pipeline_lib.widgets import LONGEST_TAIL, Chart, banner_of, bar_rows, price_rows, stage_rows, with_last_prices
 
 START = pd.Timestamp("2026-03-02 14:30:00", tz="UTC")
 WINDOW = pd.Timedelta(seconds=10)
@@ -73,6 +76,68 @@ class Frames:
     def _fail(self) -> None:
         if self.fault is not None:
             raise self.fault
+
+
+class Told:
+    """Commits that a test tells of: what the dashboard is given of store.watch_commits(), over a socket of its own."""
+
+    def __init__(self, frames: Frames) -> None:
+        self.frames, self.fault = frames, UnavailableError("cannot use PostgreSQL: no answer")
+        self.commits: list[Commit] = []
+        self.is_away = False
+        self._far: socket.socket | None = None
+        self._near: socket.socket | None = None
+
+    def tell(self) -> None:
+        """Commit a micro-batch, and tell of it whoever listens."""
+        now = time.time() * 1000
+        self.commits.append(Commit("run", len(self.commits), now, 10, now - 200, now - 100))
+        if self._far is not None:
+            self._far.send(b".")
+
+    def lose(self) -> None:
+        """Let the connection go."""
+        assert self._far is not None
+        self._far.close()
+
+    @property
+    def is_heard(self) -> bool:
+        return self._near is not None
+
+    def connect(self) -> None:
+        if self.is_away:
+            raise self.fault
+        self._near, self._far = socket.socketpair()
+
+    def fileno(self) -> int:
+        assert self._near is not None
+        return self._near.fileno()
+
+    def hear(self) -> list[int]:
+        assert self._near is not None
+        told = len(self._near.recv(100))
+        if not told:
+            raise self.fault
+        return [commit.batch_id for commit in self.commits[-told:]]
+
+    def close(self) -> None:
+        for each in (self._near, self._far):
+            if each is not None:
+                each.close()
+        self._near = self._far = None
+
+    def load_commits(self, since: float | None) -> list[Commit]:
+        return self.commits[-1:] if since is None else [commit for commit in self.commits if commit.committed_at > since]
+
+    def load_last_prices(self) -> pd.DataFrame:
+        return self.frames.load_prices()[["symbol", "price", "event_time", "receipt_time", "updated_at"]]
+
+    def load_budget(self) -> pd.DataFrame:
+        parts = [("spark", "read, parse, aggregate", True, 90.0, 120.0), ("postgres", "commit", True, 10.0, 12.0)]
+        return pd.DataFrame(parts, columns=["stage", "part", "is_on_way", "mean_ms", "most_ms"])
+
+    def load_delays(self) -> pd.DataFrame:
+        return pd.DataFrame([{"until": pd.Timestamp.now("UTC"), "p50_ms": 230.0, "p99_ms": 410.0}])
 
 
 @pytest.fixture
@@ -389,3 +454,105 @@ def test_a_simulated_market_has_no_freshness(make: Callable[..., Dashboard]) -> 
     dashboard = make()
     asyncio.run(dashboard.refresh())
     assert {row["freshness"] for row in dashboard.board.rows} == {None} and dashboard.board.gaps == []
+
+
+def say_drawn(dashboard: Dashboard, *, seen: bool = True) -> None:
+    """Say what the page says when it has painted what was sent last."""
+    dashboard.strip._handle_custom_msg({"kind": "drawn", "stamp": dashboard.strip.shown["stamp"], "seen": seen}, [])
+
+
+# So long between two polls that nothing in a test comes of one.
+NO_POLL = 600.0
+
+
+def test_a_commit_that_is_told_of_is_shown_at_once(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        told = Told(frames)
+        told.tell()
+        dashboard = make(commits=told, refresh_seconds=NO_POLL)
+        await eventually(lambda: (told.is_heard, dashboard.strip.shown.get("batch")), (True, 0))
+        say_drawn(dashboard)
+        frames.price, frames.bars["AAPL"] = 105.5, make_bars("AAPL", 6)
+        told.tell()
+        await eventually(lambda: dashboard.strip.shown["batch"], 1)
+        assert {row["price"] for row in dashboard.board.rows} == {105.5}
+        assert drawn(dashboard.chart) == closes(frames.bars["AAPL"])
+        assert frames.asked[-1][2] < 30, "only the bars that a commit changes are loaded"
+        dashboard.stop()
+        await eventually(lambda: told.is_heard, False)
+
+    asyncio.run(watch())
+
+
+def test_a_page_that_has_not_drawn_is_sent_the_latest_not_the_backlog(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        told = Told(frames)
+        told.tell()
+        dashboard = make(commits=told, refresh_seconds=NO_POLL)
+        await eventually(lambda: (told.is_heard, dashboard.strip.shown.get("batch")), (True, 0))
+        say_drawn(dashboard)
+        sent: list[int] = []
+        dashboard.strip.observe(lambda change: sent.append(change["new"]["batch"]), "shown")
+        told.tell()
+        await eventually(lambda: sent, [1])
+        for _ in range(20):
+            told.tell()
+            await asyncio.sleep(0)
+        asked = len(frames.asked)
+        await asyncio.sleep(0.05)  # nothing may happen meanwhile
+        assert (sent, len(frames.asked)) == ([1], asked)
+        say_drawn(dashboard)
+        await eventually(lambda: sent, [1, 21])
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_without_the_telling_connection_it_polls_and_listens_again_when_it_is_back(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        told = Told(frames)
+        told.is_away = True
+        dashboard = make(commits=told)
+        await eventually(lambda: len(dashboard.board.rows), 2)
+        frames.price = 107.5
+        await eventually(lambda: dashboard.board.rows[0]["price"], 107.5)
+        told.is_away = False
+        await eventually(lambda: told.is_heard, True)
+        told.is_away = True
+        told.lose()
+        await eventually(lambda: told.is_heard, False)
+        frames.price = 108.5
+        await eventually(lambda: dashboard.board.rows[0]["price"], 108.5)
+        told.is_away = False
+        await eventually(lambda: told.is_heard, True)
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_the_strip_says_how_long_a_tick_takes_to_the_table_and_to_the_screen(frames: Frames, make: Callable[..., Dashboard]) -> None:
+    async def watch() -> None:
+        told = Told(frames)
+        told.tell()
+        dashboard = make(commits=told)
+        await eventually(lambda: dashboard.strip.latency.get("table"), {"p50": 230.0, "p99": 410.0})
+        assert dashboard.strip.latency["screen"] == {}, "no page has drawn a commit yet"
+        say_drawn(dashboard)
+        told.tell()
+        await eventually(lambda: dashboard.strip.shown["batch"], 1)
+        say_drawn(dashboard)
+        await eventually(lambda: "p99" in dashboard.strip.latency["screen"], True)
+        assert dashboard.strip.latency["screen"]["p50"] > 100  # its ticks were seen 100 ms before the commit
+        stages = [part["stage"] for part in dashboard.strip.latency["parts"]]
+        assert stages == ["spark", "postgres", *["screen"] * 4]
+        dashboard.stop()
+
+    asyncio.run(watch())
+
+
+def test_the_last_price_changes_the_change_by_as_much(frames: Frames) -> None:
+    frame = frames.load_prices().assign(change=1.5, change_pct=100 * 1.5 / 100.0)
+    rows = with_last_prices(price_rows(frame), price_rows(frame.assign(price=103.0, symbol=["AAPL", "NEW"])))
+    assert (rows[0]["price"], rows[0]["change"], rows[0]["change_pct"]) == (103.0, 3.0, 3.0)
+    assert [row["symbol"] for row in rows] == list(frames.bars)  # what is new on the board comes with the next poll
+    assert rows[1]["price"] == frames.price
