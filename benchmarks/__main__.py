@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks import drain, live, page, produce, report, start, verify
+from benchmarks import drain, live, page, produce, report, screen, start, verify
 from benchmarks.ground import Load, own_services
 from benchmarks.machine import describe, load_average
 from benchmarks.programs import Program
@@ -58,6 +58,11 @@ def measure_page(settings: Settings, options: Options) -> Rows:
     return page.measure(options.repeats)
 
 
+def measure_screen(settings: Settings, options: Options) -> Rows:
+    """Return the rows of the way from the table to the screen."""
+    return screen.measure(settings, min(options.rates), options.seconds, options.warm_up, options.repeats)
+
+
 def measure_accounting(settings: Settings, options: Options) -> Rows:
     """Return the rows of what accounting costs, one a turn."""
     ticks = str(min(400_000, *options.ticks))
@@ -77,6 +82,7 @@ PARTS: dict[str, Callable[[Settings, Options], Rows]] = {
     "produce": measure_produce,
     "verify": measure_verify,
     "page": measure_page,
+    "screen": measure_screen,
     "accounting": measure_accounting,
 }
 

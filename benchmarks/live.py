@@ -79,7 +79,7 @@ def of_stream(place: Settings, feed: Program, seconds: float, warm_up: float) ->
         progress = store.load_progress(100_000)
         store.close()
     way = follow(place, reader.sightings, began, seconds)
-    return {**latencies(way, seconds), **cpu, **parts(way, within(progress, began, seconds)), "peak_rss_mb": stream.peak_rss_mb}
+    return {**latencies(way, seconds), **cpu, **parts(way, progress), "peak_rss_mb": stream.peak_rss_mb}
 
 
 def of_loop(place: Settings, feed: Program, seconds: float, warm_up: float) -> dict[str, Any]:
@@ -140,29 +140,23 @@ def latencies(way: Way, seconds: float) -> dict[str, Any]:
     return {"p50_ms": float(p50), "p99_ms": float(p99), "max_ms": float(took.max()), "ticks_per_s": len(took) / seconds}
 
 
-def within(progress: pd.DataFrame, began: float, seconds: float) -> pd.DataFrame:
-    """Return the micro-batches that were committed in so many seconds from a time on."""
-    since = (progress["committed_at"] - pd.Timestamp(began, unit="s", tz="UTC")).dt.total_seconds()
-    return progress[(since >= 0) & (since < seconds)]
-
-
 def parts(way: Way, progress: pd.DataFrame) -> dict[str, Any]:
-    """Return the medians of a tick's way by part, and of a micro-batch by part, in milliseconds."""
+    """Return the medians of a tick's way by part, and of the micro-batches that took them by part, in milliseconds."""
     started, committed = (progress[name].astype("int64").to_numpy() / 1_000 for name in ("started_at", "committed_at"))
-    batch = np.searchsorted(committed, way.committed - 0.5)  # the one whose commit brought it
-    known = batch < len(committed)
-    begun = started[np.minimum(batch, len(committed) - 1)]
-    spark = pd.DataFrame([spark_ms(each) for each in progress["spark_progress"]])
+    batch = np.minimum(np.searchsorted(committed, way.committed - 0.5), len(committed) - 1)  # the one whose commit brought it
+    used = np.unique(batch)
+    taken = progress.iloc[used]
+    spark = pd.DataFrame([spark_ms(each) for each in taken["spark_progress"]])
     return {
         "way_ms": {
             "entry to broker": float(np.median(way.appended - way.received)),
-            "broker to micro-batch": float(np.median((begun - way.appended)[known])),
-            "micro-batch to commit": float(np.median((way.committed - begun)[known])),
+            "broker to micro-batch": float(np.median(started[batch] - way.appended)),
+            "micro-batch to commit": float(np.median(way.committed - started[batch])),
             "commit to reader": float(np.median(way.seen - way.committed)),
         },
         "batch_ms": {
-            "interval": float(np.median(np.diff(committed))),
-            **{name: float(progress[name].median()) for name in ("input_rows", "aggregate_ms", "commit_ms")},
+            "interval": float(np.nanmedian(np.diff(committed, prepend=np.nan)[used])),
+            **{name: float(taken[name].median()) for name in ("input_rows", "aggregate_ms", "commit_ms")},
             **{f"spark {name}": float(spark[name].median()) for name in sorted(spark.columns)},
         },
     }
