@@ -15,7 +15,7 @@ from pyspark.sql import Column, DataFrame, Row
 from pyspark.sql import functions as F
 
 from pipeline_lib import records
-from pipeline_lib.records import PartialBar, PartitionCount
+from pipeline_lib.records import PartialBar, PartitionCount, Stamps
 
 # Sets of options under which Spark's JSON reader does what JSON says, not what most files need.
 JSON_OPTIONS = {"mode": "PERMISSIVE", "allowSingleQuotes": "false", "allowNonNumericNumbers": "false"}
@@ -263,6 +263,9 @@ def bar_sums() -> tuple[Column, ...]:
         F.min("order").alias("first_order"),
         F.max("order").alias("last_order"),
         F.max("receipt_time").alias("last_receipt_time"),
+        F.min("receipt_time").alias("first_receipt_time"),
+        F.sum(F.col("receipt_time").cast("double")).alias("receipt_time_sum"),  # as integers, five million would overflow
+        F.sum(F.unix_millis("timestamp").cast("double")).alias("broker_time_sum"),
         F.max("previous_close").alias("previous_close"),
         F.count("*").alias("messages"),
         F.min("offset").alias("first_offset"),
@@ -318,6 +321,19 @@ def count_partitions(rows: list[Row]) -> list[PartitionCount]:
             old.dead + new.dead,
         )
     return [counts[partition] for partition in sorted(counts)]
+
+
+def read_stamps(rows: list[Row]) -> Stamps | None:
+    """Return when the good ticks of these rows of window_bars were seen and taken; None if they have none."""
+    good = [row for row in rows if row["symbol"] is not None]
+    if not good:
+        return None
+    ticks = sum(row["messages"] for row in good)
+    return Stamps(
+        first_receipt_time=min(row["first_receipt_time"] for row in good),
+        mean_receipt_time=sum(row["receipt_time_sum"] for row in good) / ticks,
+        mean_broker_time=sum(row["broker_time_sum"] for row in good) / ticks,
+    )
 
 
 def select_dead(ticks: DataFrame) -> DataFrame:

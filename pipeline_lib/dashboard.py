@@ -24,6 +24,7 @@ import pandas as pd
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.picture import Ask, Commits, LoadBars, Loader, Loads, Picture, now_ms
+from pipeline_lib.records import Commit
 from pipeline_lib.screen import ScreenTimes
 from pipeline_lib.widgets import (
     TITLES,
@@ -92,6 +93,7 @@ class Dashboard(ipywidgets.VBox):
         self._task: asyncio.Task[None] | None = None
         self._listening: asyncio.Task[None] | None = None
         self._news = self._is_asked = self._does_page_speak = False
+        self._sent: Commit | None = None  # the last one that is in what was sent
         self._sent_stamp = self._drawn_stamp = 0
         self._sent_at = float("-inf")
         self._up_to_table: tuple[pd.DataFrame, pd.DataFrame] | None = None  # budget and delays, as loaded last
@@ -274,9 +276,10 @@ class Dashboard(ipywidgets.VBox):
             self._wake.set()
 
     def _stamp(self, picture: Picture) -> None:
-        """Send the page a number that it says back when it has drawn what was sent before."""
-        if picture.newest is None:
+        """Send the page a number that it says back when it has drawn what was sent before, if a commit is new in that."""
+        if picture.newest is None or picture.newest == self._sent:
             return
+        self._sent = picture.newest
         self._sent_stamp += 1
         self._sent_at = time.monotonic()
         self._times.send(self._sent_stamp, picture.commits or (), picture.asked_at, picture.loaded_at)

@@ -309,14 +309,13 @@ class PartitionCount(NamedTuple):
 
 
 class Stamps(NamedTuple):
-    """When the good ticks of a micro-batch were first seen, and when the broker took them: the earliest and the mean.
+    """When the good ticks of a micro-batch were first seen, the earliest and the mean, and the mean of when the broker took them.
 
     Epoch milliseconds.
     """
 
     first_receipt_time: float
     mean_receipt_time: float
-    first_broker_time: float
     mean_broker_time: float
 
 

@@ -43,6 +43,8 @@ class ScreenTimes:
 
     def send(self, stamp: int, commits: Iterable[Commit], asked_at: float, loaded_at: float) -> None:
         """Note that a picture with this stamp, which holds these commits for the first time, goes to the page."""
+        # What no page has drawn for so long, none will.
+        self._sent = {number: sent for number, sent in self._sent.items() if sent and sent[0].loaded_at > loaded_at - KEPT_MS}
         self._sent[stamp] = [Drawn(commit, self._heard.pop(commit.batch_id, None), asked_at, loaded_at, 0.0) for commit in commits]
 
     def draw(self, stamp: int, at: float) -> None:

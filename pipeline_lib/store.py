@@ -364,8 +364,8 @@ def _append_progress(cursor: Any, batch: Batch, result: CommitResult, watermark:
     execute_values(
         cursor,
         "insert into query_progress (run_id, batch_id, started_at, input_rows, dead_letters, bars, late_ticks, max_event_time,"
-        " max_receipt_time, watermark, aggregate_ms, commit_ms, offsets, first_receipt_time, mean_receipt_time, first_broker_time,"
-        " mean_broker_time, committed_at) values %s",
+        " max_receipt_time, watermark, aggregate_ms, commit_ms, offsets, first_receipt_time, mean_receipt_time, mean_broker_time,"
+        " committed_at) values %s",
         [
             (
                 batch.run_id,
@@ -381,10 +381,10 @@ def _append_progress(cursor: Any, batch: Batch, result: CommitResult, watermark:
                 batch.aggregate_ms,
                 result.commit_ms,
                 json.dumps({count.partition: [count.first_offset, count.next_offset] for count in batch.counts}),
-                *(map(from_ms, stamps) if stamps is not None else [None] * 4),
+                *(map(from_ms, stamps) if stamps is not None else [None] * 3),
             )
         ],
-        template=f"({', '.join(['%s'] * 17)}, clock_timestamp())",
+        template=f"({', '.join(['%s'] * 16)}, clock_timestamp())",
     )
 
 

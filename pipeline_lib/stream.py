@@ -36,6 +36,7 @@ from pipeline_lib.bars import (
     merge_parts,
     parse_plain,
     parse_ticks,
+    read_stamps,
     select_dead,
     select_rest,
     select_unseen,
@@ -395,6 +396,7 @@ class Stream:
                 dead_letters=fetch_dead_letters(rest, sum(count.dead for count in counts)) if rest else (),
                 aggregate_ms=round((time.monotonic() - began) * 1000),
                 previous_progress=self._spark_progress(batch_id - 1),
+                stamps=read_stamps(rows),
             )
             # All has been read. If the topic is the same one now, it was the same one then.
             if self.plan.list_partitions() - filtered_by.keys():

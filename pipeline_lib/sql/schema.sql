@@ -121,10 +121,9 @@ create table query_progress (
     spark_progress jsonb, -- Spark's own account, written with the next batch
     flush_ms double precision, -- from committed_at until PostgreSQL had committed, written with the next batch
     offsets jsonb, -- of each partition the first offset and the one after the last: {"0": [120, 245]}
-    -- of its good ticks, the earliest and the mean: when this pipeline first saw them, and when the broker took them
+    -- of its good ticks: when this pipeline first saw the earliest and the mean one, and when the broker took the mean one
     first_receipt_time timestamptz,
     mean_receipt_time timestamptz,
-    first_broker_time timestamptz,
     mean_broker_time timestamptz,
     primary key (run_id, batch_id)
 );

@@ -188,7 +188,7 @@ create view recent_batches as
 with known as (
     select
         p.run_id, p.batch_id, p.started_at, p.committed_at, p.aggregate_ms, p.commit_ms, p.flush_ms, p.max_event_time,
-        p.first_receipt_time, p.mean_receipt_time, p.max_receipt_time, p.first_broker_time, p.mean_broker_time,
+        p.first_receipt_time, p.mean_receipt_time, p.max_receipt_time, p.mean_broker_time,
         p.input_rows - p.dead_letters as ticks,
         p.committed_at + coalesce(p.flush_ms, 0) * interval '1 millisecond' as visible_at,
         (p.spark_progress ->> 'timestamp')::timestamptz as triggered_at,
@@ -206,9 +206,9 @@ select
     -- and part by part
     case when k.is_live then (extract(epoch from k.max_receipt_time - k.max_event_time) * 1000)::double precision end as source_ms,
     (extract(epoch from k.mean_broker_time - k.mean_receipt_time) * 1000)::double precision as producer_ms,
-    (extract(epoch from k.first_broker_time - k.first_receipt_time) * 1000)::double precision as first_producer_ms,
     (extract(epoch from k.triggered_at - k.mean_broker_time) * 1000)::double precision as wait_ms,
-    (extract(epoch from k.triggered_at - k.first_broker_time) * 1000)::double precision as first_wait_ms,
+    (extract(epoch from k.triggered_at - k.mean_broker_time + (k.mean_receipt_time - k.first_receipt_time)) * 1000)::double precision
+        as first_wait_ms, -- if the broker took the first tick as soon as the mean one
     (k.took ->> 'latestOffset')::double precision as latest_offset_ms,
     (k.took ->> 'walCommit')::double precision as wal_commit_ms,
     (k.took ->> 'queryPlanning')::double precision as query_planning_ms,
@@ -222,7 +222,7 @@ select
 from known k;
 
 -- Where the time goes from a tick's first sight to the table, a row a part in the order of the data: of the mean tick, and the
--- most that a batch took (of waits, its first tick). What is on the way adds up to the mean of tick_to_table.
+-- most that a batch took (of the wait in Kafka, its first tick). What is on the way adds up to the mean of tick_to_table.
 create view latency_budget as
 select
     part.place, part.stage, part.part, part.is_on_way,
@@ -232,7 +232,7 @@ from recent_batches b
 cross join lateral (
     values
     (1, 'feed', 'exchange to receipt', false, b.source_ms, b.source_ms),
-    (2, 'feed', 'receipt to broker', true, b.producer_ms, b.first_producer_ms),
+    (2, 'feed', 'receipt to broker', true, b.producer_ms, b.producer_ms),
     (3, 'kafka', 'wait for the batch', true, b.wait_ms, b.first_wait_ms),
     (4, 'spark', 'latestOffset', true, b.latest_offset_ms, b.latest_offset_ms),
     (5, 'spark', 'walCommit', true, b.wal_commit_ms, b.wal_commit_ms),

@@ -119,6 +119,6 @@ class Market:
             counts=[PartitionCount(0, first, first + len(bars), len(bars), 0)],
             dead_letters=[],
             aggregate_ms=1,
-            stamps=Stamps(now - 300, now - 150, now - 200, now - 50),
+            stamps=Stamps(now - 300, now - 150, now - 50),
         )
         self._store.commit_batch(batch, WINDOW_MS)
