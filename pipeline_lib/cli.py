@@ -188,16 +188,19 @@ def stream(
     until_eof: UntilEofOption = False,
 ) -> None:
     """Stream the topic into bars in PostgreSQL, until Ctrl-C."""
-    from pipeline_lib import pipeline
     from pipeline_lib.services import find_services
+    from pipeline_lib.session import StartingSpark
 
     settings = find_services(Settings.load())
+    spark = StartingSpark(settings, out.print)  # which takes seconds; what else there is to do is done meanwhile
+
+    from pipeline_lib import pipeline
+
     store = pipeline.open_store(settings)
     with store.only_stream():
-        pipeline.bind(settings, store, accept_gap=accept_gap, report=out.print)  # before Spark, which takes seconds to start
+        pipeline.bind(settings, store, accept_gap=accept_gap, report=out.print)
         out.print(f"stream: starting Spark ({settings.spark_master})")
-        session = pipeline.open_spark(settings, out.print)
-        running = pipeline.open_stream(settings, session, store, console=console, report=out.print)
+        running = pipeline.open_stream(settings, spark.wait(), store, console=console, report=out.print)
         stopping = threading.Event()
         with _stop_on_signal(stopping.set, until_eof), running, pipeline.Heartbeat(settings, running):
             running.start(until_caught_up=until_caught_up)

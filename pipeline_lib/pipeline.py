@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from zoneinfo import ZoneInfo
 
-from pipeline_lib import audit, class_archive, topics
+from pipeline_lib import audit, topics
 from pipeline_lib.binding import Binding, gap_words
 from pipeline_lib.config import Settings
 from pipeline_lib.database import create_database, drop_database
@@ -26,6 +26,7 @@ from pipeline_lib.producer import MAX_IN_FLIGHT, Producer, PublishReport, publis
 from pipeline_lib.recompute import Scope
 from pipeline_lib.records import FeedStatus, Gap, Message, Tick, decode_status, decode_tick, decode_value, encode_key, from_ms, status_topic
 from pipeline_lib.services import start_services
+from pipeline_lib.session import open_spark as open_spark
 from pipeline_lib.sources import Source
 from pipeline_lib.sources.market_hours import NEW_YORK
 from pipeline_lib.status_beat import StatusBeat, now_ms
@@ -168,18 +169,6 @@ class Feed:
 
 
 # The stream
-
-
-def open_spark(settings: Settings, report: Report | None = None) -> SparkSession:
-    """Return the Spark session of this process, with the Java and the jars that it needs."""
-    from pipeline_lib.services import jars, java
-    from pipeline_lib.stream import SparkRuntime, open_session
-
-    home, found = settings.pipeline_home, java.find_java()
-    runtime = SparkRuntime(
-        found.home, tuple(jars.connector_jars(report)), home / "logs" / "spark.log", home / "spark", class_archive.archive_options(found)
-    )
-    return open_session(settings.spark_master, runtime)
 
 
 def bind(settings: Settings, store: Store, *, accept_gap: bool = False, report: Report | None = None) -> Binding:

@@ -24,7 +24,9 @@ from typing import Any, NamedTuple, Protocol
 
 import psutil
 from py4j.protocol import Py4JError, Py4JJavaError
+from pyspark import SparkConf, SparkContext
 from pyspark.errors import PySparkRuntimeError, StreamingQueryException
+from pyspark.java_gateway import launch_gateway
 from pyspark.sql import Column, DataFrame, Row, SparkSession
 from pyspark.sql.streaming.query import StreamingQuery
 
@@ -133,6 +135,8 @@ def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
         ) from error
     os.environ["JAVA_HOME"] = str(runtime.java_home)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    # A first small Java only says how the second one is started.
+    os.environ.setdefault("SPARK_LAUNCHER_OPTS", "-Xshare:auto -XX:TieredStopAtLevel=1 -XX:+UseSerialGC")
     java_options = " ".join(
         (
             "-XX:+UseParallelGC",
@@ -141,28 +145,51 @@ def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
             *runtime.options,
         )
     )
-    builder = (
-        SparkSession.builder.master(master)
-        .appName("stocks")
-        .config("spark.jars", ",".join(str(jar) for jar in runtime.jars))
-        .config("spark.driver.extraJavaOptions", java_options)
-        .config("spark.driver.memory", "1g")
-        .config("spark.driver.host", "127.0.0.1")
-        .config("spark.driver.bindAddress", "127.0.0.1")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.sql.shuffle.partitions", str(SHUFFLE_PARTITIONS))
-        .config("spark.sql.streaming.numRecentProgressUpdates", "20")
+    configuration = SparkConf(loadDefaults=False).setMaster(master).setAppName("stocks")
+    configuration.setAll(
+        [
+            *_jar_settings(master, runtime.jars),
+            ("spark.driver.extraJavaOptions", java_options),
+            ("spark.driver.memory", "1g"),
+            ("spark.driver.host", "127.0.0.1"),
+            ("spark.driver.bindAddress", "127.0.0.1"),
+            ("spark.ui.enabled", "false"),
+            ("spark.ui.showConsoleProgress", "false"),
+            ("spark.sql.shuffle.partitions", str(SHUFFLE_PARTITIONS)),
+            ("spark.sql.streaming.numRecentProgressUpdates", "20"),
+            *SESSION_CONFIG.items(),
+        ]
     )
-    for name, value in SESSION_CONFIG.items():
-        builder = builder.config(name, value)
     try:
-        with _errors_to(runtime.log):
-            return builder.getOrCreate()
+        if SparkContext._gateway is None:
+            with runtime.log.open("ab") as log:
+                # Its own standard error: a notebook would show it in whichever cell runs.
+                SparkContext(conf=configuration, gateway=launch_gateway(configuration, {"stderr": log}))
+        return SparkSession.builder.config(conf=configuration).getOrCreate()
     except (Py4JError, ConnectionError, PySparkRuntimeError) as error:
         if isinstance(error, Py4JJavaError):
             raise
         raise SparkLostError(f"cannot start Spark: its Java has ended ({_first_line(error)}); see {runtime.log}, and start anew") from error
+
+
+def _jar_settings(master: str, jars: tuple[Path, ...]) -> list[tuple[str, str]]:
+    """Return how the jars reach Spark: on this machine by its class path, whose classes an archive can hold; else they are sent."""
+    if not jars:
+        return []
+    if master.startswith("local"):
+        return [("spark.driver.extraClassPath", os.pathsep.join(str(jar) for jar in jars))]
+    return [("spark.jars", ",".join(str(jar) for jar in jars))]
+
+
+def end_session(session: SparkSession, seconds: float) -> None:
+    """Stop the session, and wait until its Java has ended by itself."""
+    gateway: Any = session.sparkContext._gateway
+    session.stop()
+    gateway.shutdown()
+    # Java ends when its standard input does.
+    with contextlib.suppress(OSError):
+        gateway.proc.stdin.close()
+    gateway.proc.wait(seconds)
 
 
 def _log_configuration(log: Path) -> Path:
@@ -170,19 +197,6 @@ def _log_configuration(log: Path) -> Path:
     configuration = log.with_suffix(".log4j2.properties")
     configuration.write_text(text.replace("LOG_FILE", log.as_posix()), "utf-8")
     return configuration
-
-
-@contextlib.contextmanager
-def _errors_to(log: Path) -> Iterator[None]:
-    """Give the JVM that starts inside a standard error that is the log: a notebook would show it in whichever cell runs."""
-    saved = os.dup(2)
-    try:
-        with log.open("ab") as file:
-            os.dup2(file.fileno(), 2)
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 class Stream:

@@ -34,7 +34,7 @@ INPUTS = (
     "pyproject.toml",
     "hatch_build.py",
     "pipeline_lib/services/jars.sha256",
-    "pipeline_lib/class_archive.py",
+    "pipeline_lib/record_classes.py",
     "frontend",
 )
 
@@ -121,7 +121,7 @@ def install():
     step(4, "the jars of Apache Kafka and of Spark's Kafka source")
     fetch_jars()
     step(5, "an archive of Spark's classes, for a quicker start")
-    run_module("pipeline_lib.class_archive")
+    run_module("pipeline_lib.record_classes")
     write(STAMP, wanted_stamp())
     UNFINISHED.unlink()
     print(f"Everything is there, after {time.time() - started:.0f} s.")
