@@ -114,7 +114,7 @@ def test_make_help_lists_every_target_and_make_without_python_says_so(tmp_path: 
         pytest.skip("there is no make: `apt install make`")
     helped = subprocess.run([make, "--no-print-directory", "help"], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
     listed = [line.split()[1] for line in helped.splitlines()]
-    assert listed == ["help", "install", "run", "lab", "test", "test-faults", "notebooks", "bench", "lint"]
+    assert listed == ["help", "install", "run", "lab", "test", "test-faults", "notebooks", "bench", "bench-growth", "lint"]
     shutil.copy(PROJECT / "Makefile", tmp_path)
     tools = tmp_path / "tools"
     tools.mkdir()
