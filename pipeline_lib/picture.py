@@ -27,6 +27,10 @@ NEWS_BARS = 3
 # The budget is of a minute, and reads Spark's account of each batch of it.
 BUDGET_EVERY_SECONDS = 5.0
 
+# All there is to say of prices takes a look at the whole day. Where bars are many, that is a tenth of the time at most, and
+# what changes with every tick is loaded in between.
+PRICES_REST = 10
+
 
 class LoadBars(Protocol):
     """The last ``limit`` bars of a symbol, in order of time."""
@@ -114,7 +118,7 @@ class Loader:
     def __init__(self, loads: Loads) -> None:
         self._loads = loads
         self._newest: Commit | None = None
-        self._budget_at = float("-inf")
+        self._budget_at = self._prices_at = float("-inf")
 
     def load(self, ask: Ask) -> Picture:
         """Return what is asked for, as far as it could be had; never raises."""
@@ -150,10 +154,12 @@ class Loader:
                 commits = loads.commits.load_commits(self._newest.committed_at if self._newest else None)
                 is_first, self._newest = self._newest is None, commits[-1] if commits else self._newest
                 picture = picture._replace(commits=[] if is_first else commits, newest=self._newest)
-            if ask.news and loads.commits is not None:
+            began = time.monotonic()
+            if loads.commits is not None and (ask.news or began < self._prices_at):
                 picture = picture._replace(last_prices=price_rows(loads.commits.load_last_prices()))
             else:
                 picture = picture._replace(prices=price_rows(loads.prices()))
+                self._prices_at = time.monotonic() + PRICES_REST * (time.monotonic() - began)
         if ask.symbol and (not ask.held or (ask.whole and ask.is_other)):
             limit = MOST_BARS if ask.whole else NEWS_BARS if ask.news else TAIL_BARS
             picture = picture._replace(bars=bar_rows(loads.bars(ask.symbol, ask.width, limit=limit)))

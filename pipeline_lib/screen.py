@@ -7,7 +7,8 @@ dashboard.py.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from pipeline_lib.records import Commit
@@ -86,23 +87,26 @@ def screen_parts(drawn: Sequence[Drawn]) -> list[dict[str, Any]]:
 
     ``notify`` begins in the transaction, where the commit's time is read, so the flush is in it.
     """
-    parts: dict[str, Callable[[Drawn], float]] = {
-        "notify": lambda each: (each.heard_at or each.asked_at) - each.commit.committed_at,
-        "wait for the page": lambda each: each.asked_at - (each.heard_at or each.asked_at),
-        "load": lambda each: each.loaded_at - each.asked_at,
-        "draw": lambda each: each.drawn_at - each.loaded_at,
-    }
     ticks = sum(each.commit.ticks for each in drawn)
     if not ticks:
         return []
+    took = [_parts_of(each) for each in drawn]
     return [
         {
             "part": part,
-            "mean": sum(took(each) * each.commit.ticks for each in drawn) / ticks,
-            "most": max(took(each) for each in drawn),
+            "mean": sum(each[place] * one.commit.ticks for each, one in zip(took, drawn, strict=True)) / ticks,
+            "most": max(each[place] for each in took),
         }
-        for part, took in parts.items()
+        for place, part in enumerate(("notify", "wait for the page", "load", "draw"))
     ]
+
+
+def _parts_of(each: Drawn) -> tuple[float, ...]:
+    """Return the milliseconds of each part of one commit; a load that began before the commit, and holds it, waited for nothing."""
+    heard = max(each.commit.committed_at, min(each.heard_at or each.asked_at, each.loaded_at))
+    asked = max(heard, each.asked_at)
+    times = (each.commit.committed_at, heard, asked, each.loaded_at, each.drawn_at)
+    return tuple(later - sooner for sooner, later in pairwise(times))
 
 
 def percentiles(points: Iterable[tuple[float, float]]) -> dict[str, float]:

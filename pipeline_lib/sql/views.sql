@@ -127,7 +127,7 @@ select
     (last.close / base.price - 1) * 100 as change_pct,
     base.kind as change_since,
     day.volume,
-    day.open as day_open,
+    opening.open as day_open,
     day.high as day_high,
     day.low as day_low,
     day.vwap,
@@ -145,10 +145,13 @@ cross join lateral (
 cross join lateral (
     select
         sum(a.volume) as volume, max(a.high) as high, min(a.low) as low,
-        (array_agg(a.open order by a.window_start))[1] as open,
         sum(a.notional) / nullif(sum(a.volume), 0) as vwap
     from stock_aggregates a where a.symbol = s.symbol and a.window_start >= midnight.began
 ) day
+cross join lateral (
+    select a.open from stock_aggregates a
+    where a.symbol = s.symbol and a.window_start >= midnight.began order by a.window_start limit 1
+) opening
 left join lateral (
     select a.close from stock_aggregates a
     where a.symbol = s.symbol and a.window_start < midnight.began order by a.window_start desc limit 1
@@ -158,7 +161,7 @@ cross join lateral (
 ) told
 cross join lateral (
     select
-        coalesce(told.previous_close, earlier.close, day.open) as price,
+        coalesce(told.previous_close, earlier.close, opening.open) as price,
         case
             when told.previous_close is not null or earlier.close is not null then 'previous close'
             else 'first price of the day'
