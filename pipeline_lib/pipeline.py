@@ -22,7 +22,7 @@ from pipeline_lib.binding import Binding, gap_words
 from pipeline_lib.config import Settings
 from pipeline_lib.database import create_database, drop_database
 from pipeline_lib.errors import MessageError, PipelineError, TopicError, UnavailableError
-from pipeline_lib.producer import MAX_IN_FLIGHT, Producer, PublishReport, publish_ticks
+from pipeline_lib.producer import FULL_SPEED_LINGER_MS, LINGER_MS, MAX_IN_FLIGHT, Producer, PublishReport, publish_ticks
 from pipeline_lib.recompute import Scope
 from pipeline_lib.records import FeedStatus, Gap, Message, Tick, decode_status, decode_tick, decode_value, encode_key, from_ms, status_topic
 from pipeline_lib.services import start_services
@@ -83,7 +83,10 @@ def produce(
     topics.create_topic(servers, settings.kafka_topic)
     beside = status_topic(settings.kafka_topic)
     topics.create_topic(servers, beside, partitions=1)
-    with Producer(servers, settings.kafka_topic, stopping=stopping) as producer:
+    # What is made or read as fast as it is taken ends by itself, and nobody waits for one of its ticks.
+    at_full_speed = source.finite and (settings.chosen_source == "simulated" or settings.speed == "max")
+    linger_ms = FULL_SPEED_LINGER_MS if at_full_speed else LINGER_MS
+    with Producer(servers, settings.kafka_topic, linger_ms=linger_ms, stopping=stopping) as producer:
         _go_on(settings, source, producer)
         detail = source.name if source.reason in source.name else f"{source.name}; {source.reason}"
         now = now_ms()

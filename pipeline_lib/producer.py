@@ -1,10 +1,10 @@
 """The producer: ticks into the topic, each counted until the broker has acknowledged it.
 
-kafka-python's `flush` does not say that a message was delivered, and its buffer has no bound; only a send's future tells.
-So every future is kept until it is done, and their number and bytes are bounded. A failure that may pass leaves open what the
-broker has taken: the client is thrown away, the topic is read from the last acknowledged message on, and only what is not
-there is sent, by a new client, in the old order and with the old ids. It is not a source: ticks come from an iterator.
-Called by the command line and the notebooks.
+kafka-python's `flush` does not say that a message was delivered, and its buffer has no bound; only the future of its batch
+tells. So every message is kept with it until it is done, and their number and bytes are bounded. A failure that may pass
+leaves open what the broker has taken: the client is thrown away, the topic is read from the last acknowledged message on, and
+only what is not there is sent, by a new client, in the old order and with the old ids. It is not a source: ticks come from an
+iterator. Called by the command line and the notebooks.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from kafka import KafkaProducer
 from kafka import errors as kafka_errors
+from kafka.producer.future import FutureProduceResult
 
 from pipeline_lib import topics
+from pipeline_lib.batch_client import BatchClient, error_of
 from pipeline_lib.errors import PipelineError, UnavailableError
 from pipeline_lib.records import FeedStatus, Message, Tick, encode_key, encode_status, encode_tick
 
 log = logging.getLogger(__name__)
 
-# Bounds the memory of what is not yet acknowledged: about 20 MB of messages and futures. It also is how far back from
+# Bounds the memory of what is not yet acknowledged: about 10 MB of messages. It also is how far back from
 # the last message in the topic a killed producer may have left holes.
 MAX_IN_FLIGHT = 20_000
 # A tick has at most a kilobyte; a bad message may have a thousand.
@@ -43,11 +44,17 @@ MAX_PAUSE_SECONDS = 2.0
 # A broker that was frozen first does what it was asked before: what it has taken is looked for after so long.
 SETTLE_SECONDS = 1.0
 
-# Full batches matter at full speed, where 5 ms fill one; a live tick waits for at most this long.
+# How long a batch waits for more: a live tick hardly at all, and a tape at full speed until a request is worth its price.
 LINGER_MS = 5
-BATCH_BYTES = 128 * 1024
+FULL_SPEED_LINGER_MS = 25
+# One request takes a full batch of each of four partitions.
+BATCH_BYTES = 256 * 1024
+MAX_REQUEST_BYTES = 4 * BATCH_BYTES
 
 PROGRESS_SECONDS = 0.2
+
+# A message in flight: the future of its batch, None if Kafka's client would not take it; its place there; key and value.
+_Message = tuple[FutureProduceResult | None, int, bytes | None, bytes | None]
 
 # Kafka does not call them retriable, since the client that met them is of no use any more; a new one is. The first is
 # what a client says of messages that it has left when it is closed.
@@ -96,15 +103,21 @@ class Producer:
     """
 
     def __init__(
-        self, servers: str, topic: str, *, delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS, stopping: threading.Event | None = None
+        self,
+        servers: str,
+        topic: str,
+        *,
+        linger_ms: int = LINGER_MS,
+        delivery_timeout_ms: int = DELIVERY_TIMEOUT_MS,
+        stopping: threading.Event | None = None,
     ) -> None:
         self.topic = topic
-        self._servers, self._delivery_timeout_ms = servers, delivery_timeout_ms
+        self._servers, self._linger_ms, self._delivery_timeout_ms = servers, linger_ms, delivery_timeout_ms
         self._stopping = stopping or threading.Event()
         self._started = time.monotonic()
         self._sent = self._acknowledged = self._failed = self._resent = self._found = 0
-        # In the order of acceptance, which a message keeps when it is sent again: (future, key, value).
-        self._in_flight: deque[tuple[Any, bytes | None, bytes | None]] = deque()
+        # In the order of acceptance, which a message keeps when it is sent again.
+        self._in_flight: deque[_Message] = deque()
         self._bytes = 0
         # Of each partition, the offset from which on an unacknowledged message may lie.
         self._unsure_from: dict[int, int] | None = None
@@ -112,25 +125,27 @@ class Producer:
         self._broken: PipelineError | None = None
         self._has_given_up = False
         self._stop_seen: tuple[int, float] | None = None
-        self._oldest: tuple[Any, int] = (None, 0)
+        self._oldest: tuple[FutureProduceResult | None, int] = (None, 0)
         self._lost_at: int | None = None
-        self._client: KafkaProducer | None = self._connect()
+        self._client: BatchClient | None = self._connect()
 
-    def _connect(self) -> KafkaProducer:
-        topics.wait_reachable(self._servers)
+    def _connect(self) -> BatchClient:
+        # A batch that is larger than the topic takes would be cut in two, and its future never be done.
+        most = int(topics.describe_topic(self._servers, self.topic).config["max.message.bytes"])
         try:
-            return KafkaProducer(
+            return BatchClient(
+                self.topic,
                 bootstrap_servers=self._servers.split(","),
                 bootstrap_timeout_ms=5_000,
                 enable_idempotence=True,
                 acks="all",
-                linger_ms=LINGER_MS,
-                batch_size=BATCH_BYTES,
+                linger_ms=self._linger_ms,
+                batch_size=min(BATCH_BYTES, most),
                 delivery_timeout_ms=self._delivery_timeout_ms,
                 request_timeout_ms=min(30_000, self._delivery_timeout_ms // 2),
                 max_block_ms=10_000,
                 allow_auto_create_topics=False,
-                max_request_size=1024 * 1024,
+                max_request_size=MAX_REQUEST_BYTES,
             )
         except kafka_errors.KafkaError as error:
             raise UnavailableError(f"cannot publish to Kafka at {self._servers}: {error}; is it running? (`stocks status`)") from error
@@ -154,27 +169,22 @@ class Producer:
             if self._unsure_from is None:
                 self._started = time.monotonic()
                 self._unsure_from = {part: found.latest for part, found in topics.read_offsets(self._servers, self.topic).items()}
-            self._in_flight.append((self._hand_over(key, value), key, value))
+            self._in_flight.append(self._hand_over(key, value))
             self._sent += 1
             self._bytes += _size(key, value)
-            try:
-                while self._in_flight and (
-                    self._is_done(self._in_flight[0][0]) or len(self._in_flight) > MAX_IN_FLIGHT or self._bytes > MAX_BYTES_IN_FLIGHT
-                ):
-                    self._settle_oldest()
-            except _StopError:
-                self._give_up()
+            oldest = self._in_flight[0][0]
+            if oldest is None or oldest.is_done or self._is_full():
+                self._settle(self._is_full)
+
+    def _is_full(self) -> bool:
+        return len(self._in_flight) > MAX_IN_FLIGHT or self._bytes > MAX_BYTES_IN_FLIGHT
 
     def flush(self) -> None:
         """Wait until every accepted tick is acknowledged."""
         with self._lock:
             if self._broken is not None:
                 raise self._broken
-            try:
-                while self._in_flight:
-                    self._settle_oldest()
-            except _StopError:
-                self._give_up()
+            self._settle(lambda: True)
 
     def tend(self) -> int | None:
         """Settle what is done, also while no tick comes; return since when Kafka is waited for, None if it is not.
@@ -183,10 +193,7 @@ class Producer:
         """
         if self._lock.acquire(blocking=False):
             try:
-                while self._in_flight and self._is_done(self._in_flight[0][0]):
-                    self._settle_oldest()
-            except _StopError:
-                self._give_up()
+                self._settle()
             except PipelineError as error:
                 self._broken = error  # the thread that publishes is told
             finally:
@@ -200,53 +207,62 @@ class Producer:
         if oldest is not self._oldest[0]:
             self._oldest = (oldest, _now_ms())
         since = self._oldest[1]
-        return None if self._is_done(oldest) or _now_ms() - since < PATIENCE_SECONDS * 1_000 else since
+        return None if _is_done(oldest) or _now_ms() - since < PATIENCE_SECONDS * 1_000 else since
 
-    @staticmethod
-    def _is_done(future: Any) -> bool:
-        # None: Kafka's client would not take the message.
-        return future is None or future.is_done
+    def _settle(self, waits: Callable[[], bool] = lambda: False) -> None:
+        """Settle what is done, from the oldest message on, and while it `waits` also what is not done yet."""
+        try:
+            while self._in_flight and (_is_done(self._in_flight[0][0]) or waits()):
+                self._settle_oldest()
+                self._count_acknowledged()
+        except _StopError:
+            self._give_up()
 
-    def _settle_oldest(self) -> None:
-        """Wait for the oldest message's future: count it as acknowledged, recover from its failure, or raise that."""
-        future, key, value = self._in_flight[0]
-        error = None if future is None else self._wait_for(future)
-        if future is not None and error is None:
-            self._in_flight.popleft()
+    def _count_acknowledged(self) -> None:
+        """Count the oldest messages that are acknowledged, up to one that is not."""
+        in_flight, unsure_from = self._in_flight, self._unsure_from
+        assert unsure_from is not None
+        while in_flight:
+            future, place, key, value = in_flight[0]
+            if future is None or not future.is_done or error_of(future, place) is not None:
+                return
+            in_flight.popleft()
             self._acknowledged += 1
             self._bytes -= _size(key, value)
-            taken = future.value
-            assert self._unsure_from is not None
-            self._unsure_from[taken.partition] = taken.offset + 1
-        elif error is None or _may_pass(error):
+            unsure_from[future.topic_partition.partition] = future.value[0] + place + 1
+
+    def _settle_oldest(self) -> None:
+        """Wait for the batch of the oldest message; recover from what it has failed with, or raise that."""
+        future, place, key, value = self._in_flight[0]
+        error = None if future is None else self._wait_for(future, place)
+        if future is None or (error is not None and _may_pass(error)):
             self._recover()
-        else:
+        elif error is not None:
             self._in_flight.popleft()
             self._bytes -= _size(key, value)
             self._failed += 1
             raise PipelineError(f"cannot publish to {self.topic!r}: {error}; check the topic and the rights of this user") from error
 
-    def _wait_for(self, future: Any) -> kafka_errors.KafkaError | None:
-        """Return what a send has failed with, None if the broker has acknowledged it."""
+    def _wait_for(self, future: FutureProduceResult, place: int) -> kafka_errors.KafkaError | None:
+        """Return what a message of this batch has failed with, None if the broker has acknowledged it."""
         # The client fails what it cannot deliver by the time-out; the margin is for a client that has died.
         deadline = time.monotonic() + self._delivery_timeout_ms / 1_000 + 10
         while not future.is_done:
             if time.monotonic() > deadline:
                 return kafka_errors.KafkaTimeoutError("Kafka's client does not answer")
             self._check_stopping()
-            with contextlib.suppress(kafka_errors.KafkaError):
-                future.get(timeout=0.5)
-        return future.exception
+            future.wait(0.5)
+        return error_of(future, place)
 
-    def _hand_over(self, key: bytes | None, value: bytes | None) -> Any:
-        """Return the future of a message given to Kafka's client, None if it cannot take it for now."""
+    def _hand_over(self, key: bytes | None, value: bytes | None) -> _Message:
+        """Return a message given to Kafka's client, with no future if it cannot take it for now."""
         if self._client is None:
-            return None
+            return None, 0, key, value
         try:
-            return self._client.send(self.topic, key=key, value=value)
+            return *self._client.add(key, value), key, value
         except kafka_errors.KafkaError as error:
             if _may_pass(error):
-                return None
+                return None, 0, key, value
             raise PipelineError(f"cannot publish to {self.topic!r}: {error}; correct the message or the topic") from error
 
     # after a failure
@@ -277,21 +293,21 @@ class Producer:
         starts = {part: max(found.earliest, self._unsure_from.get(part, 0)) for part, found in ranges.items()}
         missing = self._find_missing(starts, ends)
         self._client = self._connect()
-        unacknowledged = sum(not _is_acknowledged(future) for future, _, _ in self._in_flight)
+        unacknowledged = sum(not _is_acknowledged(future, place) for future, place, _, _ in self._in_flight)
         self._acknowledged += len(self._in_flight) - len(missing)
         self._found += unacknowledged - len(missing)
         self._resent += len(missing)
         self._unsure_from = ends
         self._bytes = sum(_size(key, value) for key, value in missing)
-        self._in_flight = deque((self._hand_over(key, value), key, value) for key, value in missing)
+        self._in_flight = deque(self._hand_over(key, value) for key, value in missing)
 
     def _find_missing(self, starts: dict[int, int], ends: dict[int, int]) -> list[tuple[bytes | None, bytes | None]]:
         """Return the unacknowledged messages that the topic does not hold between these offsets, in order."""
-        wanted, there = Counter((key, value) for _, key, value in self._in_flight), Counter[tuple[bytes | None, bytes | None]]()
+        wanted, there = Counter((key, value) for _, _, key, value in self._in_flight), Counter[tuple[bytes | None, bytes | None]]()
         for message in topics.read_messages(self._servers, self.topic, starts, ends):
             if (it := (message.key, message.value)) in wanted:
                 there[it] += 1
-        unsure = [(key, value) for future, key, value in self._in_flight if not _is_acknowledged(future)]
+        unsure = [(key, value) for future, place, key, value in self._in_flight if not _is_acknowledged(future, place)]
         # What has an acknowledgement of its own is no proof for another message of the same bytes.
         there -= wanted - Counter(unsure)
         missing = []
@@ -388,12 +404,17 @@ class Producer:
             self.close()
 
 
+def _is_done(future: FutureProduceResult | None) -> bool:
+    # None: Kafka's client would not take the message.
+    return future is None or bool(future.is_done)
+
+
 def _size(key: bytes | None, value: bytes | None) -> int:
     return (len(key) if key else 0) + (len(value) if value else 0)
 
 
-def _is_acknowledged(future: Any) -> bool:
-    return future is not None and future.is_done and future.exception is None
+def _is_acknowledged(future: FutureProduceResult | None, place: int) -> bool:
+    return future is not None and future.is_done and error_of(future, place) is None
 
 
 def _may_pass(error: kafka_errors.KafkaError) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from pipeline_lib import audit, pipeline, topics
 from pipeline_lib.config import Settings
 from pipeline_lib.errors import PipelineError, TapeError, TopicError, UnavailableError
-from pipeline_lib.producer import Producer, publish_ticks
+from pipeline_lib.producer import FULL_SPEED_LINGER_MS, Producer, publish_ticks
 from pipeline_lib.records import Tick, encode_key, encode_tick
 from pipeline_lib.sources.tape import Tape
 from pipeline_lib.verify import VerifyReport
@@ -86,7 +86,7 @@ def fill_topic(settings: Settings, path: Path, report: Report = print) -> int:
     missing = tape.total - tape.bad.count - sum(held.values())
     if missing:
         report(f"rebuild: {missing:,} ticks of {path.name} -> {topic}")
-        with Producer(servers, topic) as producer:
+        with Producer(servers, topic, linger_ms=FULL_SPEED_LINGER_MS) as producer:
             published = publish_ticks(producer, _after(tape, held))
         if published.failed:
             raise UnavailableError(f"cannot make the topic of {path.name}: {published}; rebuild again, and it goes on")

@@ -6,11 +6,13 @@ The broker is one of the test's own, killed by its number. The model is the list
 from __future__ import annotations
 
 import gc
+import random
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -25,6 +27,7 @@ from pipeline_lib.pipeline import Place
 from pipeline_lib.producer import Producer, PublishReport
 from pipeline_lib.records import Tick
 from pipeline_lib.services import remove_services, service_status, start_services, stop_services
+from pipeline_lib.sources.tape import write_tape
 
 # kafka-python leaves the socket of a connection that it did not get to the collector of garbage.
 pytestmark = [
@@ -171,6 +174,26 @@ def test_what_a_frozen_broker_has_taken_without_a_word_is_not_sent_again(
     own_broker: Settings, own_place: Place, session: SparkSession, repeat: int
 ) -> None:
     ride_out(own_broker, own_place, session, repeat, freeze, DELIVERY_TIMEOUT_MS / 1_000 + 1)
+
+
+@pytest.mark.repeats("broker: kill -9 under a tape at full speed", short=0, full=5)
+def test_a_tape_at_full_speed_is_delivered_once_and_in_order_over_the_death_of_its_broker(
+    own_broker: Settings, own_place: Place, repeat: int, tmp_path: Path
+) -> None:
+    tape, dice = random_ticks(repeat, 150_000), random.Random(repeat)
+    write_tape(tape, tmp_path / "tape.jsonl")
+    settings = own_place.settings.replaced(source="replay", tape=tmp_path / "tape.jsonl", speed="max")
+    with stage(settings, "produce") as process:
+        enough = dice.randint(1, 50_000)
+        assert_eventually(lambda: count_messages(settings), lambda count: count >= enough)
+        kill(own_broker)
+        assert process.poll() is None, "the tape was at its end before"
+        bring_back(own_broker)
+        said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "150,000 sent, 150,000 acknowledged" in " ".join(said.split()), said
+    found = {part: [int(each.id[4:]) for each in ticks] for part, ticks in read_ticks(settings).items()}
+    assert sorted(number for numbers in found.values() for number in numbers) == list(range(150_000))
+    assert all(numbers == sorted(numbers) for numbers in found.values())
 
 
 @pytest.mark.repeats("producer: SIGTERM while the broker is away", short=0, full=5)
