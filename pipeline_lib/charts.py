@@ -21,6 +21,9 @@ ZONE = "America/New_York"
 # The dashboard's pair: blue and orange stay apart for every common kind of colour blindness.
 UP, DOWN, QUIET = "#0b6fb8", "#c8500a", "#6b7280"
 
+# Stages of the latency budget, with the colours that the dashboard has for them.
+BUDGET_STAGES = {"feed": ("feed", "#8b95a3"), "kafka": ("Kafka", "#c3cad3"), "spark": ("Spark", UP), "postgres": ("PostgreSQL", DOWN)}
+
 STYLE: dict[str, Any] = {
     "font.family": "DejaVu Sans",  # comes with matplotlib
     "font.size": 9,
@@ -114,6 +117,32 @@ def plot_progress(progress: pd.DataFrame) -> StillFigure:
         delay.legend(**_ABOVE, ncols=2)
         delay.xaxis.set_major_formatter(mdates.DateFormatter("%H:%M:%S"))
         delay.set_xlabel("committed at, New York")
+        return figure
+
+
+def plot_budget(budget: pd.DataFrame) -> StillFigure:
+    """Return the way of the mean tick from its first sight to the table, a line a part, each begun where the one before ended.
+
+    Columns: stage, part, is_on_way, mean_ms; in the order of the data. Parts that are not known are left out.
+    """
+    parts = budget[budget["is_on_way"] & budget["mean_ms"].notna()]
+    with matplotlib.rc_context(_style()):
+        figure = StillFigure(figsize=(10, 1 + 0.25 * max(4, len(parts))), layout="constrained")
+        axes = figure.subplots()
+        took = parts["mean_ms"].to_numpy(float)
+        axes.set_title(f"The way of the mean tick: {took.sum():,.0f} ms" if len(parts) else "No micro-batches")
+        axes.set_xlabel("ms since its first sight")
+        place, ends = np.arange(len(parts)), np.cumsum(took)
+        for stage, (name, colour) in BUDGET_STAGES.items():
+            own = (parts["stage"] == stage).to_numpy()
+            axes.barh(place[own], took[own], left=(ends - took)[own], height=0.7, color=colour, label=name)
+        for number, (end, each) in enumerate(zip(ends, took, strict=True)):
+            axes.annotate(f"{each:,.0f}", (max(end, end - each), number), (4, 0), textcoords="offset points", va="center", color="#3d4653")
+        axes.set_yticks(place, parts["part"].tolist())
+        axes.invert_yaxis()
+        axes.margins(x=0.06)
+        axes.grid(visible=False, axis="y")
+        axes.legend(**_ABOVE, ncols=len(BUDGET_STAGES))
         return figure
 
 

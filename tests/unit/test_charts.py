@@ -6,7 +6,7 @@ import matplotlib
 import pandas as pd
 import pytest
 
-from pipeline_lib.charts import plot_arrival, plot_bars, plot_lines, plot_progress
+from pipeline_lib.charts import plot_arrival, plot_bars, plot_budget, plot_lines, plot_progress
 
 START = pd.Timestamp("2026-03-02 14:30:00", tz="UTC")  # 09:30 in New York
 
@@ -82,3 +82,26 @@ def test_lines_are_the_columns_and_are_drawn_the_same_every_time() -> None:
     figure = plot_lines(lines, "title", "unit")
     assert [line.get_label() for line in figure.axes[0].lines] == ["A", "B"]
     assert figure._repr_png_() == plot_lines(lines, "title", "unit")._repr_png_()
+
+
+def test_the_parts_of_the_budget_follow_each_other_to_the_whole() -> None:
+    parts = [
+        ("feed", "exchange to receipt", False, 9.0),
+        ("feed", "receipt to broker", True, 40.0),
+        ("kafka", "wait for the batch", True, 160.0),
+    ]
+    parts += [
+        ("spark", "read, parse, aggregate", True, 90.0),
+        ("postgres", "commit", True, 10.0),
+        ("spark", "walCommit", True, float("nan")),
+    ]
+    (axes,) = plot_budget(pd.DataFrame(parts, columns=["stage", "part", "is_on_way", "mean_ms"])).axes
+    bars = sorted((bar.get_x(), bar.get_width()) for bar in axes.patches)
+    assert bars == [(0, 40), (40, 160), (200, 90), (290, 10)]
+    assert axes.get_title(loc="left") == "The way of the mean tick: 300 ms"
+
+
+def test_a_budget_of_nothing_is_still_a_figure() -> None:
+    assert plot_budget(
+        pd.DataFrame(columns=["stage", "part", "is_on_way", "mean_ms"]).astype({"is_on_way": bool, "mean_ms": float})
+    )._repr_png_()
