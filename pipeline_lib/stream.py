@@ -68,6 +68,15 @@ MAX_BACKOFF_SECONDS = 10.0
 
 KEPT_PROGRESS = 500
 
+# The checkpoint is a bookmark that nothing depends on, so a micro-batch does not wait until it is written: a thread of Spark's
+# writes it beside, once in a while. Spark offers this to sinks of its own, since with others a checkpoint that lags may repeat
+# batches; here a batch that comes again adds nothing. The last option is how it is told that the sink can bear it.
+_BOOKMARK_BESIDE = {
+    "asyncProgressTrackingEnabled": "true",
+    "asyncProgressTrackingCheckpointIntervalMs": "1000",
+    "_asyncProgressTrackingOverrideSinkSupportCheck": "true",
+}
+
 
 class SparkRuntime(NamedTuple):
     """What Spark needs of this machine: the Java it runs on, the connector's jars, its log, and where its temporary files go.
@@ -156,6 +165,7 @@ def open_session(master: str, runtime: SparkRuntime) -> SparkSession:
             ("spark.ui.enabled", "false"),
             ("spark.ui.showConsoleProgress", "false"),
             ("spark.sql.shuffle.partitions", str(SHUFFLE_PARTITIONS)),
+            ("spark.sql.adaptive.enabled", "false"),  # which plans anew between stages; a micro-batch has two, of a few rows
             ("spark.sql.streaming.numRecentProgressUpdates", "20"),
             *SESSION_CONFIG.items(),
         ]
@@ -362,8 +372,9 @@ class Stream:
         )
         parts, self._sums = prepare_messages(messages, plan.window_ms), bar_sums()
         writer = parts.writeStream.foreachBatch(self._on_batch).option("checkpointLocation", str(folder)).queryName("bars_" + self._run_id)
-        trigger = {"availableNow": True} if until_caught_up else {"processingTime": plan.trigger}
-        return writer.trigger(**trigger).start()
+        if until_caught_up:
+            return writer.trigger(availableNow=True).start()
+        return writer.options(**_BOOKMARK_BESIDE).trigger(processingTime=plan.trigger).start()
 
     def _explain(self, error: StreamingQueryException) -> PipelineError:
         if isinstance(self._batch_error, PipelineError):
@@ -554,7 +565,9 @@ def remove_checkpoints(checkpoints: Path) -> None:
 
     Renamed first, so that it goes away at one instant and nothing is written into what is left of it.
     """
-    shutil.rmtree(checkpoints.rename(checkpoints.with_name(f"{checkpoints.name}-removed-{uuid.uuid4().hex[:6]}")))
+    removed = checkpoints.with_name(f"{checkpoints.name}-removed-{uuid.uuid4().hex[:6]}")
+    with contextlib.suppress(FileNotFoundError):  # no query has written since it was removed before
+        shutil.rmtree(checkpoints.rename(removed))
 
 
 def _first_line(error: BaseException) -> str:
