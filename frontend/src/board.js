@@ -4,6 +4,7 @@ import { element, keepDrawing, kernelClock, setText } from "./page.js";
 import * as words from "./words.js";
 
 const FRESH_MS = 15_000; // a guess; above the eight seconds between two polls of eight symbols
+const FLASH_MS = 400;
 const STALE_MS = 120_000; // a guess; nothing depends on it but the colour
 
 const STATES = { LIVE: "live", DELAYED: "delayed", STALE: "stale", CLOSED: "closed", "NO DATA": "none" };
@@ -36,11 +37,14 @@ function makeRow(choose) {
   return { row, button, state, price: cells[1], change, percent, volume: cells[3], age: cells[4], shown: undefined };
 }
 
-function flash(cell, was, is) {
-  if (was === undefined || was === is || is == null) return;
-  cell.classList.remove("sp-rose", "sp-fell");
-  void cell.offsetWidth; // restarts the animation
-  cell.classList.add(is > was ? "sp-rose" : "sp-fell");
+/** Tints the price for a moment. Without fading: prices change several times a second, and a page that always fades is painted all the time. */
+function flash(parts, is) {
+  const { price, shown } = parts;
+  if (shown === undefined || shown === is || is == null) return;
+  clearTimeout(parts.timer);
+  price.classList.toggle("sp-rose", is > shown);
+  price.classList.toggle("sp-fell", is < shown);
+  parts.timer = setTimeout(() => price.classList.remove("sp-rose", "sp-fell"), FLASH_MS);
 }
 
 function fill(parts, quote, now, selected) {
@@ -50,7 +54,7 @@ function fill(parts, quote, now, selected) {
   parts.row.setAttribute("aria-current", String(quote.symbol === selected));
   setText(parts.button, quote.symbol);
   setText(parts.price, words.price(quote.price));
-  flash(parts.price, parts.shown, quote.price);
+  flash(parts, quote.price);
   parts.shown = quote.price;
   setText(parts.change, words.signed(quote.change));
   setText(parts.percent, quote.change_pct == null ? "" : `${ARROWS[way]} ${words.signed(quote.change_pct)}%`.trim());
