@@ -45,7 +45,7 @@ def measure_start(settings: Settings, options: Options) -> Rows:
 
 def measure_produce(settings: Settings, options: Options) -> Rows:
     """Return the rows of publishing tapes."""
-    return produce.measure(settings, Load(min(400_000, *options.ticks)), options.repeats)
+    return produce.measure(settings, Load(min(400_000, *options.ticks)), options.repeats, options.alone)
 
 
 def measure_verify(settings: Settings, options: Options) -> Rows:

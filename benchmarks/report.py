@@ -155,12 +155,21 @@ def live_table(rows: Rows) -> list[str]:
 
 
 def produce_table(rows: Rows) -> list[str]:
-    """Return what publishing each kind of tape took."""
-    names = {"ticks_per_s": 0, "cpu_us_a_tick": 1, "seconds": 1, "peak_rss_mb": 0}
+    """Return what publishing each kind of tape took, and the bare client beside it."""
+    heads = {
+        "ticks_per_s": ("ticks/s", 0),
+        "cpu_us_a_tick": ("µs of processor a tick, with the start", 1),
+        "seconds": ("s", 1),
+        "peak_rss_mb": ("peak RSS, MB", 0),
+        "bare_ticks_per_s": ("bare client, ticks/s", 0),
+        "bare_cpu_us_a_tick": ("bare client, µs", 1),
+        "of_bare": ("of the bare client", 2),
+    }
     body = [
-        [kind, *(spread([row[name] for row in group], names[name]) for name in names)] for (kind,), group in grouped(rows, "tape").items()
+        [f"{kind}, {group[0]['bytes_a_tick']:.0f} bytes", *(spread([row.get(name) for row in group], heads[name][1]) for name in heads)]
+        for (kind,), group in grouped(rows, "tape").items()
     ]
-    return markdown(["tape", "ticks/s", "µs of processor a tick", "s", "peak RSS, MB"], body)
+    return markdown(["tape", *(head for head, _ in heads.values())], body)
 
 
 TABLES: dict[str, Callable[[Rows], list[str]]] = {"drain": drain_table, "live": live_table, "produce": produce_table}
