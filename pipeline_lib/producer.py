@@ -130,7 +130,7 @@ class Producer:
         self._client: BatchClient | None = self._connect()
 
     def _connect(self) -> BatchClient:
-        # A batch that is larger than the topic takes would be cut in two, and its future never be done.
+        # A batch that is larger than the topic takes is cut in two by Kafka's client, and its future is never done.
         most = int(topics.describe_topic(self._servers, self.topic).config["max.message.bytes"])
         try:
             return BatchClient(
@@ -251,7 +251,8 @@ class Producer:
             if time.monotonic() > deadline:
                 return kafka_errors.KafkaTimeoutError("Kafka's client does not answer")
             self._check_stopping()
-            future.wait(0.5)
+            if future.wait(0.5) and not future.is_done:
+                return kafka_errors.KafkaTimeoutError("the batch was too large for the topic, and was cut in two")
         return error_of(future, place)
 
     def _hand_over(self, key: bytes | None, value: bytes | None) -> _Message:

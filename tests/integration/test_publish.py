@@ -93,18 +93,38 @@ def test_where_a_key_belongs_follows_the_number_of_partitions(place: Place) -> N
         assert all(future.wait(30) for _, future in sent)
 
 
-def test_a_topic_that_takes_only_small_batches_is_given_such(place: Place) -> None:
+def take_small_batches(place: Place) -> None:
+    """Let the topic take no batch of more than 5,000 bytes from now on."""
     servers, topic = pipeline.servers_of(place.settings), place.settings.kafka_topic
-    topics.create_topic(servers, topic)
     with admin(place) as broker:
         broker.alter_configs([ConfigResource(ConfigResourceType.TOPIC, topic, {"max.message.bytes": "5000"})])
     assert_eventually(lambda: topics.describe_topic(servers, topic).config["max.message.bytes"], lambda found: found == "5000")
+
+
+def test_a_topic_that_takes_only_small_batches_is_given_such(place: Place) -> None:
+    servers, topic = pipeline.servers_of(place.settings), place.settings.kafka_topic
+    topics.create_topic(servers, topic)
+    take_small_batches(place)
     ticks = random_ticks(1, 3_000)
     with Producer(servers, topic) as sender:
         for tick in ticks:
             sender.publish(tick)
     report = sender.report
     assert (report.sent, report.acknowledged, report.found, report.resent) == (3_000, 3_000, 0, 0)
+    assert Counter(decode_tick(message.value, message.key).id for message in read(place)) == Counter(tick.id for tick in ticks)
+
+
+def test_a_batch_that_was_cut_in_two_is_accounted_for(place: Place) -> None:
+    servers, topic = pipeline.servers_of(place.settings), place.settings.kafka_topic
+    topics.create_topic(servers, topic)
+    ticks = random_ticks(1, 3_000)
+    with Producer(servers, topic) as sender:
+        sender.publish(ticks[0])
+        take_small_batches(place)  # which the producer does not know of
+        for tick in ticks[1:]:
+            sender.publish(tick)
+    report = sender.report
+    assert report.sent == report.acknowledged == 3_000 and report.failed == 0 < report.found + report.resent
     assert Counter(decode_tick(message.value, message.key).id for message in read(place)) == Counter(tick.id for tick in ticks)
 
 
