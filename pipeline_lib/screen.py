@@ -72,13 +72,22 @@ def table_to_screen(drawn: Sequence[Drawn]) -> dict[str, float]:
 
 def tick_to_screen(drawn: Sequence[Drawn]) -> dict[str, float]:
     """Return median and 99th percentile of the time from a tick's receipt to the screen, as p50 and p99; nothing of no tick."""
+    return _delays([(each.commit, each.drawn_at) for each in drawn])
+
+
+def tick_to_table(drawn: Sequence[Drawn], flush_ms: float) -> dict[str, float]:
+    """Return the same to the table, for the same ticks: to the commit's time, and what its flush takes beyond that."""
+    return _delays([(each.commit, min(each.drawn_at, each.commit.committed_at + flush_ms)) for each in drawn])
+
+
+def _delays(reached: Iterable[tuple[Commit, float]]) -> dict[str, float]:
     points = []
-    for each in drawn:
-        first, last = each.commit.first_receipt_time, each.commit.last_receipt_time
+    for commit, at in reached:
+        first, last = commit.first_receipt_time, commit.last_receipt_time
         if first is None or last is None:
             continue
-        shortest, longest = each.drawn_at - last, each.drawn_at - first
-        points += [(shortest + (longest - shortest) * (n + 0.5) / POINTS, each.commit.ticks / POINTS) for n in range(POINTS)]
+        shortest, longest = at - last, at - first
+        points += [(shortest + (longest - shortest) * (n + 0.5) / POINTS, commit.ticks / POINTS) for n in range(POINTS)]
     return percentiles(points)
 
 

@@ -17,7 +17,7 @@ import traitlets
 
 from pipeline_lib.config import duration_ms
 from pipeline_lib.errors import InstallError
-from pipeline_lib.screen import Drawn, screen_parts, tick_to_screen
+from pipeline_lib.screen import Drawn, screen_parts, tick_to_screen, tick_to_table
 
 NEW_YORK = ZoneInfo("America/New_York")
 STATIC = Path(__file__).parent / "static"
@@ -118,12 +118,14 @@ def latency_of(budget: pd.DataFrame, delays: pd.DataFrame, drawn: list[Drawn], n
         for row in budget.to_dict("records")
         if row["is_on_way"] and not pd.isna(row["mean_ms"])
     ]
-    flush = next((part["mean"] for part in parts if part["part"] == "commit"), 0.0)
+    flush = float(budget.loc[budget["part"] == "commit", "mean_ms"].fillna(0).sum())
     on_screen = [{"stage": "screen", **part} for part in screen_parts(drawn)]
     for part in on_screen[:1]:
         part["mean"] = max(0.0, part["mean"] - flush)  # it is counted from within the transaction
+    # Of the same ticks as those on the screen, as soon as there are any: a page that was just opened has not seen the whole minute.
+    of_table = {name: float(delays[f"{name}_ms"].iloc[0]) for name in ("p50", "p99")}
     return {
-        "table": {name: float(delays[f"{name}_ms"].iloc[0]) for name in ("p50", "p99")},
+        "table": tick_to_table(drawn, flush) or of_table,
         "screen": tick_to_screen(drawn),
         "parts": parts + on_screen,
     }
