@@ -50,17 +50,15 @@ class CommitWatch(Database):
             raise pg_faults.translate(error, masked_url(self.url)) from error
 
     def fileno(self) -> int:
-        """Return the number of the socket to be watched."""
-        return int(self._connection.fileno())
+        """Return the number of the socket to be watched. Raises UnavailableError if the connection is gone."""
+        return int(self._listening().fileno())
 
     def hear(self) -> list[int]:
         """Return the batch_ids of the commits that PostgreSQL has told of since this was asked last; does not wait.
 
         Raises UnavailableError if the connection is gone.
         """
-        connection = self._connection
-        if connection is None or connection.closed:
-            raise UnavailableError("cannot hear of commits: the connection to PostgreSQL is closed; connect again")
+        connection = self._listening()
         try:
             connection.poll()
         except psycopg2.Error as error:
@@ -69,6 +67,11 @@ class CommitWatch(Database):
         heard = [int(notice.payload) for notice in connection.notifies]
         connection.notifies.clear()
         return heard
+
+    def _listening(self) -> Any:
+        if self._connection is None or self._connection.closed:
+            raise UnavailableError("cannot hear of commits: the connection to PostgreSQL is closed; connect again")
+        return self._connection
 
     def load_commits(self, since: float | None) -> list[Commit]:
         """Return the micro-batches committed after `since`, epoch milliseconds; of None the last one alone."""

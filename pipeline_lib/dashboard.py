@@ -219,14 +219,20 @@ class Dashboard(ipywidgets.VBox):
         connecting = asyncio.ensure_future(asyncio.to_thread(commits.connect))
         try:
             await asyncio.shield(connecting)
+            socket = commits.fileno()
         except asyncio.CancelledError:
-            connecting.add_done_callback(lambda done: None if done.exception() else commits.close())
+
+            def leave(connected: asyncio.Future[None]) -> None:
+                # Whoever listens again by now has connected anew.
+                if connected.exception() is None and self._listening is None:
+                    commits.close()
+
+            connecting.add_done_callback(leave)
             raise
         except PipelineError as error:
             log.debug("the dashboard polls: %s", error)
             return
         lost: asyncio.Future[PipelineError] = loop.create_future()
-        socket = commits.fileno()
         try:
             loop.add_reader(socket, self._hear, commits, lost)
             log.debug("the dashboard polls: %s", await lost)
