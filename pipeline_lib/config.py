@@ -80,7 +80,7 @@ class Settings(BaseSettings):
     spark_master: str = "local[2]"
     window: str = "10 seconds"
     watermark_delay: str = "10 seconds"
-    trigger: str = "500 milliseconds"
+    trigger: str = "200 milliseconds"
     max_offsets_per_trigger: int = Field(default=500_000, ge=1)
     checkpoint_dir: Path | None = None
     dashboard_port: int = Field(default=8866, ge=1, le=65535)
