@@ -81,7 +81,7 @@ class Settings(BaseSettings):
     window: str = "10 seconds"
     watermark_delay: str = "10 seconds"
     trigger: str = "200 milliseconds"
-    max_offsets_per_trigger: int = Field(default=500_000, ge=1)
+    max_offsets_per_trigger: int = Field(default=1_000_000, ge=1)
     checkpoint_dir: Path | None = None
     dashboard_port: int = Field(default=8866, ge=1, le=65535)
     pipeline_home: Path = Field(default_factory=lambda: find_project_home() / ".pipeline")
