@@ -21,7 +21,7 @@ def describe() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "processor": processor(),
         "memory_gb": round(psutil.virtual_memory().total / 2**30),
-        "system": f"{platform.system()} {platform.release().split("-")[0]} {platform.machine()}",
+        "system": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
         "python": platform.python_version(),
         "java": java.find_java().version,
         "kafka": jars.jar_version("kafka_2.13"),
