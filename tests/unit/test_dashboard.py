@@ -465,13 +465,19 @@ def say_drawn(dashboard: Dashboard, *, seen: bool = True) -> None:
 NO_POLL = 600.0
 
 
+async def show_first_commit(frames: Frames, make: Callable[..., Dashboard]) -> tuple[Told, Dashboard]:
+    """Return a dashboard that listens and has drawn the first commit, and who tells it of the next ones."""
+    told = Told(frames)
+    told.tell()
+    dashboard = make(commits=told, refresh_seconds=NO_POLL)
+    await eventually(lambda: (told.is_heard, dashboard.strip.shown.get("batch")), (True, 0))
+    say_drawn(dashboard)
+    return told, dashboard
+
+
 def test_a_commit_that_is_told_of_is_shown_at_once(frames: Frames, make: Callable[..., Dashboard]) -> None:
     async def watch() -> None:
-        told = Told(frames)
-        told.tell()
-        dashboard = make(commits=told, refresh_seconds=NO_POLL)
-        await eventually(lambda: (told.is_heard, dashboard.strip.shown.get("batch")), (True, 0))
-        say_drawn(dashboard)
+        told, dashboard = await show_first_commit(frames, make)
         frames.price, frames.bars["AAPL"] = 105.5, make_bars("AAPL", 6)
         told.tell()
         await eventually(lambda: dashboard.strip.shown["batch"], 1)
@@ -486,11 +492,7 @@ def test_a_commit_that_is_told_of_is_shown_at_once(frames: Frames, make: Callabl
 
 def test_a_page_that_has_not_drawn_is_sent_the_latest_not_the_backlog(frames: Frames, make: Callable[..., Dashboard]) -> None:
     async def watch() -> None:
-        told = Told(frames)
-        told.tell()
-        dashboard = make(commits=told, refresh_seconds=NO_POLL)
-        await eventually(lambda: (told.is_heard, dashboard.strip.shown.get("batch")), (True, 0))
-        say_drawn(dashboard)
+        told, dashboard = await show_first_commit(frames, make)
         sent: list[int] = []
         dashboard.strip.observe(lambda change: sent.append(change["new"]["batch"]), "shown")
         told.tell()
